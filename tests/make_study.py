@@ -1,0 +1,57 @@
+"""A made-up study: run folders as a sweep leaves them, with numbers that look like training. For tests and examples only."""
+import json
+import numpy as np
+from pathlib import Path
+
+patterns = dict(AAAAAAAA=(2.62, 23.6), MMMMMMMM=(2.45, 26.3), AMAMAMAM=(2.31, 25.0), MAMAMAMA=(2.315, 25.0), AAAAMMMM=(2.40, 25.0), GGGGGGGG=(2.71, 26.3))
+floor_bits, bytes_per_token = 0.95, 3.1
+
+def make_run(study, pattern, seed, status="finished", steps=200, every=20, hidden_size=64, loss=None, params=None):
+    "Write one run folder below `study`; `status` is finished, interrupted or failed."
+    end, millions = patterns.get(pattern, (2.5, 25.0))
+    end, millions = loss or end, params or millions
+    rng = np.random.default_rng([seed, *pattern.encode()])
+    run = Path(study)/f"{pattern}-s{seed}"
+    run.mkdir(parents=True, exist_ok=True)
+    end, rate = end + rng.normal(0, 0.006), (8 + 6*pattern.count("M")/len(pattern))/200
+    curve = lambda step: end + 5.1*(1 + step/6)**-1.3
+    bits = lambda nats: nats/np.log(2)/bytes_per_token
+    config = dict(name=run.name, study=Path(study).name, pattern=pattern, seed=seed,
+        model=dict(pattern=pattern, hidden_size=hidden_size, num_attention_heads=4, state_size=16, vocab_size=2048),
+        data=dict(corpus="world", tokenizer="bpe", vocab_size=2048, length=256),
+        train=dict(steps=steps, batch_size=16, learning_rate=1e-3, seed=seed),
+        environment=dict(packages=dict(hybrid_nb="0.0.1", torch="2.13.0", transformers="5.23.0"), python="3.11.9", cores=2, processor="a CPU", git_revision="0"*40))
+    (run/"config.json").write_text(json.dumps(config))
+    stop = steps if status == "finished" else steps//2
+    with open(run/"metrics.jsonl", "w") as f:
+        for step in range(every//2, stop+1, every//2):
+            nats, tokens = curve(step) + rng.normal(0, .03), step*16*256
+            line = dict(step=step, time=step*rate, tokens=tokens, train_loss=nats, learning_rate=1e-3, grad_norm=.5, tokens_per_second=4096/rate)
+            f.write(json.dumps(line) + "\n")
+            if step % every: continue
+            nats = curve(step) + rng.normal(0, .004)
+            f.write(json.dumps(dict(step=step, time=step*rate, tokens=tokens, val_loss=nats, val_perplexity=np.exp(nats), val_accuracy=.8 - nats/10, bits_per_byte=bits(nats))) + "\n")
+    outputs = [dict(output_type="error", ename="RuntimeError", evalue="loss is not finite", traceback=["Traceback", "RuntimeError: loss is not finite"])] if status == "failed" else []
+    cell = dict(cell_type="code", metadata={}, execution_count=1, source="train()", outputs=outputs)
+    (run/"train.ipynb").write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
+    if status == "finished": (run/"summary.json").write_text(json.dumps(make_summary(config, curve(steps), millions, rate, bits, rng)))
+    return run
+
+def make_summary(config, final, millions, rate, bits, rng):
+    steps, pattern = config["train"]["steps"], config["pattern"]
+    reach = .95 if "A" in pattern and "M" in pattern else .8 if "A" in pattern else .7 if "M" in pattern else .3
+    recall = [dict(distance_from=a, distance_to=2*a, accuracy=float(np.clip(reach - .05*i*(1 if "A" in pattern else 2) + rng.normal(0, .01), 0, 1)), count=400)
+              for i, a in enumerate([4, 8, 16, 32, 64, 128])]
+    losses = dict(train_loss=final - .02, val_loss=final, best_val_loss=final - .001, final_val_loss=final + .005)
+    return dict(name=config["name"], study=config["study"], pattern=pattern, layers=len(pattern), seed=config["seed"],
+        parameters=int(millions*1e6), parameters_non_embedding=int(millions*8e5), steps=steps, planned_steps=steps, stopped_early=False,
+        tokens_seen=steps*4096, unique_tokens=600_000, epochs=steps*4096/600_000, runtime_seconds=steps*rate + 3,
+        **losses, **{f"{k}_perplexity": float(np.exp(v)) for k, v in losses.items()}, best_step=steps, val_accuracy=.8 - final/10,
+        bits_per_byte=bits(final), floor_bits_per_byte=floor_bits, tokens_per_second=4096/rate, peak_memory_bytes=int(4e8 + 1e7*millions),
+        device="cpu", precision="float32", recall=recall, finished="2026-01-01T12:00:00")
+
+def make_study(study, seeds=2, **kwargs):
+    "Every pattern with every seed."
+    for pattern in patterns:
+        for seed in range(seeds): make_run(study, pattern, seed, **kwargs)
+    return Path(study)
