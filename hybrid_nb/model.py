@@ -8,11 +8,12 @@ __all__ = ['mixers', 'cache_kinds', 'norms', 'MixerEntry', 'register', 'attentio
            'HybridCache', 'HybridModel', 'uncached', 'HybridForCausalLM', 'parameter_table', 'count_parameters',
            'describe', 'from_mamba', 'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #85d00451
+# %% ../nbs/04_model.ipynb #03b667f4
 import math
 from collections import Counter
 from dataclasses import dataclass
 import torch
+from fastcore.script import Param
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -311,9 +312,9 @@ def from_mamba(path # a folder or name that `MambaForCausalLM.from_pretrained` t
     ours.load_state_dict({ours_of(k): v for k, v in theirs.state_dict().items()})
     return ours.eval()
 
-# %% ../nbs/04_model.ipynb #2e1c2e70
+# %% ../nbs/04_model.ipynb #f2dbcd4c
 @command
-def hybrid_params(patterns: str = "",  # patterns or names of patterns, separated by spaces or commas
+def hybrid_params(patterns: Param("patterns, or names of patterns", str, nargs="*", opt=False) = (),
                   study: str = "",     # base or extended: the models of that study as its code built them
                   hidden_size: int = 384, # width
                   vocab_size: int = 49152, # tokens
@@ -325,12 +326,11 @@ def hybrid_params(patterns: str = "",  # patterns or names of patterns, separate
     "Print how many parameters a pattern has, in all and by part."
     sizes = dict(hidden_size=hidden_size, vocab_size=vocab_size, state_size=state_size, num_attention_heads=num_attention_heads,
                  intermediate_size=intermediate_size, tie_word_embeddings=not untied)
-    chosen = patterns.replace(",", " ").split()
     if study not in ("", "base", "extended"): raise ValueError(f"study {study!r}: must be base or extended")
-    if not chosen and not study: raise ValueError("give a pattern, such as hybrid_params AMAMAMAM, or --study base")
+    if not patterns and not study: raise ValueError("give a pattern, such as hybrid_params AMAMAMAM, or --study base")
     if study == "extended": sizes.update(hidden_size=1024, num_attention_heads=16, state_size=48)
     for p in named_patterns.values():
         if p.study != study: continue
         n = count_parameters(HybridConfig(pattern=p.pattern.replace("M", "G"), **sizes))
         print(f"{p.name:24} {p.pattern:18} {len(p.pattern):3} blocks {n:>12,} {n/1e6:6.1f} M")
-    for text in chosen: print(describe(HybridConfig(pattern=find_pattern(text), **sizes)))
+    for text in patterns: print(describe(HybridConfig(pattern=find_pattern(text), **sizes)))

@@ -46,7 +46,7 @@ def make_summary(config, final, millions, rate, bits, rng):
     return dict(name=config["name"], study=config["study"], pattern=pattern, layers=len(pattern), seed=config["seed"],
         parameters=int(millions*1e6), parameters_non_embedding=int(millions*8e5), steps=steps, planned_steps=steps, stopped_early=False,
         tokens_seen=steps*4096, unique_tokens=600_000, epochs=steps*4096/600_000, runtime_seconds=steps*rate + 3,
-        **losses, **{f"{k}_perplexity": float(np.exp(v)) for k, v in losses.items()}, best_step=steps, val_accuracy=.8 - final/10,
+        **losses, **{k.replace("_loss", "_perplexity"): float(np.exp(v)) for k, v in losses.items()}, best_step=steps, val_accuracy=.8 - final/10,
         bits_per_byte=bits(final), floor_bits_per_byte=floor_bits, tokens_per_second=4096/rate, peak_memory_bytes=int(4e8 + 1e7*millions),
         device="cpu", precision="float32", recall=recall, finished="2026-01-01T12:00:00")
 

@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+BIN := .venv/bin
+STUDY ?= quick
+README ?= README.md
+
+.PHONY: help setup report test lab docs readme clean
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/ready ## create .venv and install the pinned requirements
+.venv/ready: constraints.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hybrid_nb needs Python 3.11 or later; found $(PYTHON). Name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch .venv/ready
+
+report: setup ## run the quick study and write reports/quick.html
+	$(BIN)/hybrid_sweep --study $(STUDY)
+	$(BIN)/hybrid_report runs/$(STUDY) --out reports/$(STUDY).html
+
+test: setup ## check that notebooks and package agree, then test both
+	$(BIN)/pytest -q tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/pytest -q tests --ignore tests/test_notebooks.py
+
+lab: setup ## open JupyterLab on the tour
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+docs: setup ## render the notebooks as a site in _docs
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
+	$(BIN)/sphinx-build -q -C -D extensions=myst_nb -D html_theme=furo -D project=hybrid_nb -D root_doc=index -D nb_execution_mode=off \
+	  -D suppress_warnings=toc.not_included,myst.header,myst.xref_missing nbs _docs
+
+readme: setup ## write README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout --RegexRemovePreprocessor.patterns='#\|\s*hide' \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove-input nbs/index.ipynb \
+	  | sed -e 's|](\.\./|](|g' -e 's|](\([0-9a-z_]*\.ipynb\)|](nbs/\1|g' > $(README)
+
+clean: ## remove .venv and what the tools cache; runs/ stays
+	rm -rf .venv _docs *.egg-info .pytest_cache
