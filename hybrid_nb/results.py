@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'load_run', 'load_runs', 'load_metrics', 'read_wandb_csv',
-           'pooled_sd', 'indistinct', 'summary_table', 'format_table', 'format_count', 'format_seconds', 'answer',
-           'caveats', 'flat', 'study_settings', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking',
-           'load_curves', 'plot_curves', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'show',
-           'show_table', 'study_record', 'render', 'hybrid_report']
+           'pooled_sd', 'indistinct', 'summary_table', 'format_table', 'format_count', 'format_seconds', 'flat',
+           'study_settings', 'answer', 'caveats', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking',
+           'load_curves', 'plot_curves', 'plot_run', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html',
+           'show', 'show_table', 'study_record', 'render', 'hybrid_report']
 
-# %% ../nbs/11_results.ipynb #5c3e095b
+# %% ../nbs/11_results.ipynb #6a6dc1ac
 import json, math, re, shlex, warnings
 import numpy as np, pandas as pd
 from itertools import combinations
 from pathlib import Path
 from fastcore.script import Param
 from .core import atomic_write, command, environment, save_json
-from .patterns import find_pattern, parse_pattern, short_pattern
-from .sweep import last_metrics, read_json, run_state, template_path
+from .patterns import find_pattern, short_pattern
+from .sweep import last_metrics, plain_warnings, read_json, run_state, template_path
 
 # %% ../nbs/11_results.ipynb #6a557c2f
 def load_run(run # folder of the run
@@ -129,7 +129,7 @@ def indistinct(runs, key="final_val_loss") -> set: # pairs (pattern, pattern), b
         if overlap or not abs(x.mean() - y.mean()) > 2*sd*math.sqrt(1/len(x) + 1/len(y)): pairs |= {(p, q), (q, p)}
     return pairs
 
-# %% ../nbs/11_results.ipynb #e6641ac6
+# %% ../nbs/11_results.ipynb #a02bfe51
 def summary_table(runs # as from `load_runs` or `read_wandb_csv`
                  ) -> pd.DataFrame: # one row a pattern, best first; numbers, not text
     "Mean over seeds per pattern, with the spread of the loss and the patterns it cannot be told apart from (`ties`)."
@@ -142,21 +142,22 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     for stat in ("std", "min", "max"): table[f"final_val_loss_{stat}"] = getattr(groups.final_val_loss, stat)()
     if "floor_bits_per_byte" in table: table["above_floor"] = table.bits_per_byte - table.floor_bits_per_byte
     table.insert(0, "seeds", groups.size())
-    table.insert(0, "layers", [len(parse_pattern(p)) if p.isalpha() else len(p) for p in table.index])
+    table.insert(0, "layers", [len(p) for p in table.index])
+    if "name" in done and not done.name.str.startswith(tuple(done.pattern)).all(): table.insert(0, "name", groups.name.agg(lambda n: ", ".join(dict.fromkeys(n))))
     table, pairs = table.sort_values("final_val_loss"), indistinct(done)
     table["ties"] = [[q for q in table.index if (p, q) in pairs] for p in table.index]
     table = table.reset_index()
     table.attrs["pooled_sd"] = pooled_sd(done)
     return table
 
-# %% ../nbs/11_results.ipynb #ec11d604
+# %% ../nbs/11_results.ipynb #83042749
 def _with_spread(mean, sd, n): return f"{mean:.4f}" if n < 2 or math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 def format_table(table # as from `summary_table`
                 ) -> pd.DataFrame: # text, headed for readers
     "The table as it is read: units, sensible digits, only the columns that the study has."
     rank, num = {p: i for i, p in enumerate(table.pattern, 1)}, lambda key, f: [f(x) if pd.notna(x) else "–" for x in table[key]]
-    cols = {"": [str(i) for i in rank.values()], "Pattern": table.pattern, "Layers": table.layers.astype(str), "Seeds": table.seeds.astype(str),
+    cols = {"": [str(i) for i in rank.values()], "Pattern": table.pattern} | ({"Name": table.name} if "name" in table else {}) | {"Layers": table.layers.astype(str), "Seeds": table.seeds.astype(str),
             "Final val. loss": [_with_spread(*r) for r in zip(table.final_val_loss, table.final_val_loss_std, table.seeds)]}
     spec = dict(best_val_loss=("Best val. loss", "{:.4f}".format), final_val_perplexity=("Perplexity", "{:.2f}".format),
         bits_per_byte=("Bits per byte", "{:.4f}".format), above_floor=("Above floor", "{:+.4f}".format), val_accuracy=("Accuracy", "{:.1%}".format),
@@ -167,45 +168,10 @@ def format_table(table # as from `summary_table`
     if (table.seeds > 1).any(): cols["Ties with"] = [", ".join(str(rank[q]) for q in t) or "–" for t in table.ties]
     return pd.DataFrame(cols)
 
-# %% ../nbs/11_results.ipynb #80ac3837
+# %% ../nbs/11_results.ipynb #5e25ac1b
 def format_count(n): return f"{n/1e9:.2f} B" if n >= 1e9 else f"{n/1e6:.1f} M" if n >= 1e7 else f"{n/1e6:.2f} M" if n >= 1e5 else f"{n:,.0f}"
 
-def format_seconds(s):
-    h, m, s = int(s//3600), int(s%3600//60), s%60
-    return f"{h} h {m:02d} min" if h else f"{m} min {int(s):02d} s" if m else f"{s:.1f} s"
-
-# %% ../nbs/11_results.ipynb #c0455150
-def _list(items): return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-def answer(table # as from `summary_table`
-          ) -> str: # Markdown
-    "Which pattern is best, by how much, and what it cannot be told apart from."
-    best, n = table.iloc[0], len(table)
-    loss = _with_spread(best.final_val_loss, best.final_val_loss_std, best.seeds)
-    if n == 1: return f"`{best.pattern}` ends at a validation loss of {loss} nats a token; there is no other pattern to compare it with."
-    gap = table.final_val_loss[1] - best.final_val_loss
-    head = f"Of the {n} patterns, `{best.pattern}` ends with the lowest validation loss, {loss} nats a token, {gap:.4f} below `{table.pattern[1]}`"
-    if not (table.seeds > 1).any(): return head + ". With one seed a pattern nothing is known about chance, so no difference here is shown to be real."
-    if len(best.ties) == n-1: return head + ". But the seeds cannot tell it apart from any other pattern."
-    if best.ties: return head + f". But the seeds cannot tell it apart from {_list([f'`{p}`' for p in best.ties])}."
-    return head + f". That gap is larger than the differences between seeds explain (pooled standard deviation, {table.attrs['pooled_sd']:.4f})."
-
-# %% ../nbs/11_results.ipynb #f744b03b
-def caveats(runs, table) -> list: # of sentences
-    "What a careful reader should hold against the comparison, computed from the runs."
-    out, done, seeds = [], runs[runs.status == "finished"], int(table.seeds.min())
-    if 1 < seeds < 5:
-        chance = 2/math.comb(2*seeds, seeds)
-        out.append(f"{seeds} seeds are few: the seeds of two equally good patterns fall into separate ranges about one time in {1/chance:.0f}, and with {len(table)} patterns there are {math.comb(len(table), 2)} pairs.")
-    if table.seeds.nunique() > 1: out.append(f"The patterns have between {seeds} and {table.seeds.max()} seeds.")
-    if len(done) < len(runs): out.append(f"{len(runs)-len(done)} of {len(runs)} runs have no result; they are listed below and could change the order.")
-    if "parameters" in table and table.parameters.max() > 1.05*table.parameters.min():
-        out.append(f"The models are not of one size: {format_count(table.parameters.min())} to {format_count(table.parameters.max())} parameters.")
-    for key, what in dict(tokens_seen="tokens seen", unique_tokens="unique training tokens").items():
-        if key in done and done[key].nunique() > 1: out.append(f"The runs differ in {what}: {format_count(done[key].min())} to {format_count(done[key].max())}.")
-    if "stopped_early" in done and (n := int(done.stopped_early.fillna(False).astype(bool).sum())): out.append(f"{n} of {len(done)} runs stopped early, before the learning rate had come down.")
-    if "epochs" in done and done.epochs.max() > 4: out.append(f"Every training token was seen up to {done.epochs.max():.1f} times, so part of what is compared is memorising.")
-    return out
+def format_seconds(s): return f"{s/3600:.1f} h" if s >= 7200 else f"{s/60:.1f} min" if s >= 300 else f"{s:.1f} s"
 
 # %% ../nbs/11_results.ipynb #87cb34cf
 def flat(d, prefix=""):
@@ -225,14 +191,49 @@ def study_settings(runs # as from `load_runs`
     same = {k: next(iter(v.values())) for k, v in values.items() if len({json.dumps(x) for x in v.values()}) == 1}
     return same, {k: v for k, v in values.items() if k not in same}
 
-# %% ../nbs/11_results.ipynb #2536cbf1
+# %% ../nbs/11_results.ipynb #cbffaa85
+def _list(items): return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+def answer(table # as from `summary_table`
+          ) -> str: # Markdown
+    "Which pattern is best, by how much, and what it cannot be told apart from."
+    best, n = table.iloc[0], len(table)
+    loss = _with_spread(best.final_val_loss, best.final_val_loss_std, best.seeds)
+    if n == 1: return f"`{best.pattern}` ends at a validation loss of {loss} nats a token; there is no other pattern to compare it with."
+    gap = table.final_val_loss[1] - best.final_val_loss
+    head = f"Of the {n} patterns, `{best.pattern}` ends with the lowest validation loss, {loss} nats a token, {gap:.4f} below `{table.pattern[1]}`"
+    if not (table.seeds > 1).any(): return head + ". With one seed a pattern nothing is known about chance, so no difference here is shown to be real."
+    if len(best.ties) == n-1: return head + ". But the seeds cannot tell it apart from any other pattern."
+    if best.ties: return head + f". But the seeds cannot tell it apart from {_list([f'`{p}`' for p in best.ties])}."
+    return head + f". That gap is larger than the differences between seeds explain (their standard deviation: {table.attrs['pooled_sd']:.4f})."
+
+# %% ../nbs/11_results.ipynb #82894855
+def caveats(runs, table) -> list: # of sentences
+    "What a careful reader should hold against the comparison, computed from the runs."
+    out, done, seeds = [], runs[runs.status == "finished"], int(table.seeds.min())
+    if 1 < seeds < 5:
+        chance = 2/math.comb(2*seeds, seeds)
+        out.append(f"{seeds} seeds are few: the seeds of two equally good patterns fall into separate ranges about one time in {1/chance:.0f}, and with {len(table)} patterns there are {math.comb(len(table), 2)} pairs.")
+    if table.seeds.nunique() > 1: out.append(f"The patterns have between {seeds} and {table.seeds.max()} seeds.")
+    if len(done) < len(runs): out.append(f"{len(runs)-len(done)} of {len(runs)} runs have no result; they are listed below and could change the order.")
+    if "parameters" in table and table.parameters.max() > 1.05*table.parameters.min():
+        out.append(f"The models are not of one size: {format_count(table.parameters.min())} to {format_count(table.parameters.max())} parameters.")
+    for key, what in dict(tokens_seen="tokens seen", unique_tokens="unique training tokens").items():
+        if key in done and done[key].nunique() > 1: out.append(f"The runs differ in {what}: {format_count(done[key].min())} to {format_count(done[key].max())}.")
+    if "stopped_early" in done and (n := int(done.stopped_early.fillna(False).astype(bool).sum())): out.append(f"{n} of {len(done)} runs stopped early, before the learning rate had come down.")
+    if names := {k.split(".")[0] if k.startswith("corpus.") else k.split(".")[-1] for k in study_settings(runs)[1] if not k.startswith("environment.")}:
+        out.append(f"Not all else was equal: the runs also differ in {_list([f'`{n}`' for n in sorted(names)])} (details at the end).")
+    if "epochs" in done and done.epochs.max() > 4: out.append(f"Every training token was seen up to {done.epochs.max():.1f} times, so part of what is compared is memorising.")
+    return out
+
+# %% ../nbs/11_results.ipynb #3cfe7a45
 def sweep_command(runs # as from `load_runs`
                  ) -> str: # a line for the shell
     "The `hybrid_sweep` command that trains these runs, from the parameters in their executed notebooks; None if there are none."
     notebooks = [p for p in (Path(r)/"train.ipynb" for r in runs.path) if p.is_file()]
     found = [read_json(p).get("metadata", {}).get("papermill", {}).get("parameters", {}) for p in notebooks]
     if not any(found): return None
-    knobs = {k: v for k, v in next(filter(None, found)).items() if k not in ("pattern", "name", "seed", "study", "runs")}
+    knobs = {k: v for k, v in next(filter(None, found)).items() if k not in ("pattern", "name", "seed", "study", "runs", "progress")}
     text = lambda v: v if isinstance(v, str) else json.dumps(v)
     plugins = knobs.pop("plugins", None)
     words = ["hybrid_sweep", "--study", runs.study.iloc[0], "--patterns", *dict.fromkeys(runs.pattern.dropna()), "--seeds", ",".join(str(int(x)) for x in sorted(set(runs.seed.dropna())))]
@@ -240,7 +241,7 @@ def sweep_command(runs # as from `load_runs`
     if knobs: words += ["--set", *(f"{k}={text(v)}" for k, v in knobs.items())]
     return shlex.join(words)
 
-# %% ../nbs/11_results.ipynb #494aefb8
+# %% ../nbs/11_results.ipynb #305f901d
 palette = "#0072B2 #D55E00 #009E73 #AA4499 #C28800 #3D9BDC #4D4D4D".split()
 
 def pattern_styles(patterns): # in order of rank
@@ -259,9 +260,11 @@ def _axes(width=9.2, height=3.6, n=1, **kw):
     plt.close(fig)  # the caller shows it, once
     return fig, axes
 
-def _label(pattern): return pattern if len(pattern) <= 12 else short_pattern(pattern)
+def _label(pattern):
+    try: return pattern if len(pattern) <= 12 else short_pattern(pattern)
+    except ValueError: return pattern  # a letter of the user's own, whose plugin is not loaded here
 
-# %% ../nbs/11_results.ipynb #1f187c98
+# %% ../nbs/11_results.ipynb #2015b6e1
 def _spread(ys, gap):
     "Move the values `ys` apart until neighbours are at least `gap` from each other."
     ys = np.array(ys, float)
@@ -280,6 +283,7 @@ def _end_labels(ax, ends, styles): # ends: {pattern: (x, y)}
     (low, high), (start, right) = ax.get_ylim(), ax.get_xlim()
     height = ax.get_window_extent().height/ax.figure.dpi*72  # points
     ys = _spread([min(max(y, low), high) for _, y in ends.values()], (high-low)*10.5/height)
+    ys += max(0, low - ys.min())
     for (p, (x, y)), at in zip(ends.items(), ys):
         ax.annotate(_label(p), (x, y), (right + .035*(right-start), at), color=styles[p]["color"], fontsize=8.5, va="center", annotation_clip=False,
                     family="DejaVu Sans Mono", arrowprops=dict(arrowstyle="-", color=styles[p]["color"], lw=.6, alpha=.6, shrinkA=1, shrinkB=1))
@@ -366,13 +370,29 @@ def plot_curves(runs,           # as from `load_runs`
     _end_labels(right, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #840b859b
-def _place_labels(ax, points, styles): # points: {pattern: (x, y)}
+# %% ../nbs/11_results.ipynb #2dada418
+def plot_run(run # folder of the run
+            ):
+    "Training and validation loss of one run; the first twentieth of the steps sets no limits."
+    m = load_metrics(run)
+    fig, ax = _axes(7, 3)
+    for key, color, label in ("train_loss", "#999999", "training"), ("val_loss", palette[0], "validation (fixed subset)"):
+        if key in m and m[key].notna().any(): ax.plot(m.step[m[key].notna()], m[key].dropna(), color=color, label=label, lw=1.5, marker="o" if key == "val_loss" else None, markersize=3)
+    late = m[m.step >= m.step.max()/20]
+    seen = late[[k for k in ("train_loss", "val_loss") if k in m]].stack().dropna()
+    if len(seen): ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(seen.min() - .05*(np.ptp(seen) or 1), seen.max() + .05*(np.ptp(seen) or 1)))
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+# %% ../nbs/11_results.ipynb #cc104751
+def _place_labels(ax, points, styles, # points: {pattern: (x, y)}
+                  avoid=() # more points that labels should leave free
+                 ):
     "Write names next to points, where they cover neither a point nor another name."
     ax.figure.draw_without_rendering()
     scale, frame = ax.figure.dpi/72, ax.get_window_extent()
     px = {p: ax.transData.transform(xy) for p, xy in points.items()}
-    boxes = [(x-5*scale, y-5*scale, x+5*scale, y+5*scale) for x, y in px.values()]
+    boxes = [(x-r, y-r, x+r, y+r) for r, xys in ((5*scale, px.values()), (2*scale, map(ax.transData.transform, avoid))) for x, y in xys]
     overlap = lambda a: sum(max(0, min(a[2], b[2]) - max(a[0], b[0]))*max(0, min(a[3], b[3]) - max(a[1], b[1])) for b in boxes)
     outside = lambda a: max(0, frame.x0-a[0]) + max(0, a[2]-frame.x1) + max(0, frame.y0-a[1]) + max(0, a[3]-frame.y1)
     places = [(dx*f, dy*f) for f in (1, 2, 3, 4) for dx, dy in [(8, 0), (8, 7), (8, -7), (-8, 0), (0, 11), (0, -11), (-8, 7), (-8, -7)]]
@@ -388,7 +408,7 @@ def _place_labels(ax, points, styles): # points: {pattern: (x, y)}
         ax.annotate(_label(p), point, (dx, dy), textcoords="offset points", color=styles[p]["color"], fontsize=8.5, va="center", ha="left" if dx > 0 else "right" if dx < 0 else "center",
                     family="DejaVu Sans Mono", arrowprops=dict(arrowstyle="-", lw=.5, color=styles[p]["color"], alpha=.6, shrinkA=0, shrinkB=4) if i >= 8 else None)
 
-# %% ../nbs/11_results.ipynb #596dbdd4
+# %% ../nbs/11_results.ipynb #b506748a
 def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
              ):
     "Final loss against parameters and against runtime; None if neither is known."
@@ -397,18 +417,18 @@ def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
     if not costs: return None
     fig, axes = _axes(9.2, 3.9, len(costs), sharey=True, squeeze=False)
     for ax, (key, label, scale) in zip(axes[0], costs):
-        points = {}
+        points, seeds = {}, list(zip(done[key]*scale, done.final_val_loss))
         for p, g in done.dropna(subset=[key, "final_val_loss"]).groupby("pattern"):
             ax.scatter(g[key]*scale, g.final_val_loss, s=9, alpha=.45, color=styles[p]["color"], linewidths=0)
             points[p] = g[key].mean()*scale, g.final_val_loss.mean()
             ax.scatter(*points[p], s=38, color=styles[p]["color"], marker=styles[p]["marker"], zorder=3)
         ax.set(xlabel=label)
         ax.margins(x=.22, y=.1)
-        _place_labels(ax, points, styles)
+        _place_labels(ax, points, styles, seeds)
     axes[0, 0].set(ylabel="final validation loss (nats a token)")
     return fig
 
-# %% ../nbs/11_results.ipynb #dac569d9
+# %% ../nbs/11_results.ipynb #609b4c90
 def load_recall(runs) -> pd.DataFrame: # pattern, seed, distance_from, distance_to, accuracy, count
     "The recall measurements of all finished runs, a row a distance."
     rows = [dict(pattern=r.pattern, seed=getattr(r, "seed", 0)) | part for r in runs.itertuples() if isinstance(getattr(r, "recall", None), list) for part in r.recall]
@@ -429,14 +449,15 @@ def plot_recall(runs # as from `load_runs`
         mean = r.groupby("x").accuracy.mean()
         ax.plot(mean.index, mean, lw=1.8, markersize=5, **style)
         ends[p] = mean.index[-1], mean.iloc[-1]
-    ax.set(xticks=range(len(bins)), xticklabels=[f"{a:,.0f}–{b:,.0f}" for a, b in bins], xlim=(-.2, len(bins)-.9), ylim=(0, min(1.02, recall.accuracy.max()*1.1 + .02)),
-           xlabel="distance to the last mention (tokens)", ylabel="share predicted right")
+    count = recall.groupby("x")["count"].mean()
+    ax.set(xticks=range(len(bins)), xticklabels=[f"{a:,.0f}–{b:,.0f}\nn = {count[x]:,.0f}" for x, (a, b) in enumerate(bins)], xlim=(-.2, len(bins)-.9),
+           ylim=(0, min(1.02, max(.2, recall.accuracy.max()*1.1))), xlabel="distance to the last mention (tokens), and number of spans tested", ylabel="share predicted right")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     fig.draw_without_rendering()
     _end_labels(ax, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #1799e97d
+# %% ../nbs/11_results.ipynb #d89722a0
 page = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>{css}</style></head>
@@ -453,9 +474,9 @@ main { max-width: 1160px; margin: 0 auto; padding: 2.2rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 2.2rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #ddd; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; } p, ul { max-width: 50rem; margin: .5rem 0; } li { margin: .15rem 0; } .anchor-link { display: none; }
 code { font-family: "DejaVu Sans Mono", ui-monospace, Menlo, Consolas, monospace; font-size: .88em; background: #f3f4f6; padding: .08em .3em; border-radius: 3px; }
-pre { overflow-x: auto; font-size: .82rem; line-height: 1.4; background: #f7f7f8; padding: .7rem .9rem; border-radius: 4px; } pre code { background: none; padding: 0; font-size: 1em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; line-height: 1.4; background: #f7f7f8; padding: .7rem .9rem; border-radius: 4px; } pre code { background: none; padding: 0; font-size: 1em; }
 blockquote { margin: 1rem 0; padding: .6rem 1.1rem; border-left: 4px solid #0072B2; background: #f2f7fb; } blockquote p { font-size: 1.08rem; }
-p > em:only-child { font-style: normal; font-size: .86rem; color: #555; } img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+p.caption { font-size: .86rem; color: #555; } img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .output_html, .output_markdown { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .78rem; font-variant-numeric: tabular-nums; margin: .7rem 0; border: 0; }
 th, td { padding: .34rem .45rem; text-align: right; border: 0; border-bottom: 1px solid #e4e4e7; white-space: nowrap; }
@@ -463,7 +484,7 @@ th { font-weight: 600; color: #444; vertical-align: bottom; border-bottom: 2px s
 tbody tr:hover { background: #f6f8fa; } table.text th, table.text td { text-align: left; white-space: normal; vertical-align: top; }
 table.summary td:nth-child(2), table.summary th:nth-child(2) { text-align: left; } table.summary td:nth-child(2) { font-family: "DejaVu Sans Mono", ui-monospace, monospace; }
 details { margin: .8rem 0; } summary { color: #555; font-size: .9rem; cursor: pointer; }
-@media print { details { display: none; } body { font-size: 10.5pt; } main { max-width: none; padding: 0; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; } h2, h3 { break-after: avoid; } img, tr { break-inside: avoid; } @page { margin: 14mm; } }
+@media print { details { display: none; } body { font-size: 10.5pt; } main { max-width: none; padding: 0; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; } table.summary { font-size: 6pt; width: 100%; } table.summary th, table.summary td { padding: .12rem .1rem; } .output_html { overflow: visible; } h2, h3 { break-after: avoid; } img, tr { break-inside: avoid; } @page { margin: 14mm; } }
 """
 
 # %% ../nbs/11_results.ipynb #9fb87a73
@@ -506,7 +527,7 @@ def study_record(runs, title) -> dict:
     return dict(title=title, answer=answer(table), caveats=caveats(runs, table), pooled_sd=None if math.isnan(sd := pooled_sd(runs[runs.status == "finished"])) else sd,
                 table=clean(table), runs=clean(runs.drop(columns=drop)), recall=clean(load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()))
 
-# %% ../nbs/11_results.ipynb #be09fbba
+# %% ../nbs/11_results.ipynb #8739a4dc
 def render(study=None,    # folder of a study; or
            out=None,      # the HTML file to write, default reports/<study>.html
            csv=None,      # a W&B export instead of a study
@@ -516,20 +537,22 @@ def render(study=None,    # folder of a study; or
     "Run the report notebook on a study; writes `out`, and .ipynb, .json and .png of the same name beside it."
     import papermill
     if (study is None) == (csv is None): raise ValueError("report: give either a study folder or --csv FILE")
-    runs, source = (load_runs(study), Path(study)) if csv is None else (read_wandb_csv(csv), Path(csv))
-    title, out, template = title or f"Study {source.resolve().stem}", Path(out or f"reports/{source.resolve().stem}.html"), template_path("results.ipynb", template)
+    source, template = Path(study or csv).resolve(), template_path("results.ipynb", template)
+    name = source.name if csv is None else source.stem
+    title, out = title or f"Study {name}", Path(out or f"reports/{name}.html")
     if out.suffix != ".html": raise ValueError(f"--out {str(out)!r}: must end in .html")
+    runs = load_runs(study) if csv is None else read_wandb_csv(csv)
     record = study_record(runs, title)
     out.parent.mkdir(parents=True, exist_ok=True)
     executed, parameters = out.with_suffix(".ipynb"), dict(study=study and str(study), csv=csv and str(csv), title=title)
-    try: nb = papermill.execute_notebook(template, executed, parameters, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
+    try: nb = papermill.execute_notebook(template, executed, parameters, kernel_name="python3", language="python", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as e: raise RuntimeError(f"{template}: {e.ename}: {e.evalue} (the traceback is in {executed})") from None
     with atomic_write(out) as f: f.write(to_html(nb, title))
     save_json(record, out.with_suffix(".json"))
     plot_ranking(runs).savefig(out.with_suffix(".png"), dpi=200)
     return out
 
-# %% ../nbs/11_results.ipynb #2b0397e5
+# %% ../nbs/11_results.ipynb #21da2fd9
 @command
 def hybrid_report(
     study: Param("folder of a study, such as runs/quick", str, nargs="?", opt=False) = None,
@@ -539,4 +562,4 @@ def hybrid_report(
     title: str = None,    # of the report
 ):
     "Write the report of a study: tables, figures and caveats in one HTML file."
-    print(render(study, out=out, csv=csv, template=template, title=title))
+    with plain_warnings(): print(render(study, out=out, csv=csv, template=template, title=title))

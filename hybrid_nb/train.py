@@ -6,12 +6,12 @@
 __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'warmup', 'warn_patience', 'learning_rate',
            'make_optimizer', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled', 'recall_table',
            'MetricsFile', 'save_checkpoint', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
-           'Trainer', 'make_accelerator', 'step_seed', 'peak_memory', 'device_name', 'train', 'check_machine',
-           'clear_run', 'config_fields', 'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train',
-           'describe_summary']
+           'Trainer', 'make_accelerator', 'seed_step', 'peak_memory', 'device_name', 'train', 'check_machine',
+           'with_tokens', 'read_json', 'clear_run', 'config_fields', 'split_knobs', 'train_run', 'flag_parameter',
+           'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #429c6a0c
-import json, math, os, shutil, sys, time, warnings
+# %% ../nbs/08_train.ipynb #4096f4a1
+import json, math, os, random, shutil, sys, time, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -40,7 +40,7 @@ from .data import DataConfig, load_data
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #6be8a452
+# %% ../nbs/08_train.ipynb #f213b1dd
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -63,7 +63,7 @@ class TrainConfig:
     patience: int = 0 # evaluations without improvement before stopping; 0 = never stop early
     recall_documents: int = 200 # validation documents in the recall test, where the corpus has one
     checkpoint_every: int = 2000 # steps between checkpoints; 0 = only the best and the last
-    keep_checkpoints: int = 0 # how many of them to keep beside the best; 0 = all
+    keep_checkpoints: int = 0 # how many of those to keep, the newest; 0 = all. The best stays in any case
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
     seed: int = 0 # of weights, batches and dropout
@@ -75,16 +75,20 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #5a42155b
+# %% ../nbs/08_train.ipynb #7a564975
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
         if not ok: raise ValueError(f"{name} {getattr(cfg, name)!r}: {accepted}")
     for f in fields(cfg):
-        v, numeric = getattr(cfg, f.name), f.type in (int, float)
-        if numeric: need(isinstance(v, (int, f.type)) and not isinstance(v, bool) and math.isfinite(v), f.name, f"must be a finite {f.type.__name__}")
-    for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"): need(getattr(cfg, name) >= 1, name, "must be at least 1")
-    for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads warmup_steps weight_decay clip eps").split():
+        v = getattr(cfg, f.name)
+        if f.type in (int, float):
+            number = isinstance(v, (int, f.type)) and not isinstance(v, bool) and math.isfinite(v)
+            need(number, f.name, f"must be a finite {f.type.__name__}")
+    for name in "steps batch_size accumulation eval_every log_every".split():
+        need(getattr(cfg, name) >= 1, name, "must be at least 1")
+    for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
+                 "warmup_steps weight_decay clip eps").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
@@ -92,20 +96,21 @@ def check_config(cfg: TrainConfig):
     for name in ("beta1", "beta2"): need(0 <= getattr(cfg, name) < 1, name, "must be in [0, 1)")
     need(0 <= cfg.min_learning_rate_ratio <= 1, "min_learning_rate_ratio", "must be in [0, 1]")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
-    for name, accepted in dict(precision="fp32 bf16 fp16", schedule="cosine constant", device="auto cpu", wandb="disabled offline online").items():
+    choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant", device="auto cpu", wandb="disabled offline online")
+    for name, accepted in choices.items():
         need(getattr(cfg, name) in accepted.split(), name, f"unknown (accepted: {accepted.replace(' ', ', ')})")
 
 def warmup(cfg: TrainConfig) -> int:
     "Warm-up in steps."
     return round(cfg.warmup_steps * cfg.steps if cfg.warmup_steps < 1 else cfg.warmup_steps)
 
-# %% ../nbs/08_train.ipynb #5c3a258d
+# %% ../nbs/08_train.ipynb #c9409280
 def warn_patience(cfg: TrainConfig):
     "Warn when early stopping could end a run before its planned steps."
     first = cfg.eval_every * cfg.patience
     if cfg.patience and first < cfg.steps:
-        warnings.warn(f"early stopping can end this run from step {first:,} on (eval_every {cfg.eval_every} × patience {cfg.patience}), "
-                      f"before the {cfg.steps:,} steps planned; for the whole run set patience to 0", stacklevel=2)
+        warnings.warn(f"early stopping can end this run from step {first:,} on (eval_every {cfg.eval_every} × patience "
+                      f"{cfg.patience}), before the {cfg.steps:,} steps planned; for the whole run set patience to 0", stacklevel=2)
 
 # %% ../nbs/08_train.ipynb #d0bc3680
 def learning_rate(step: int, # steps done, from 0
@@ -117,17 +122,18 @@ def learning_rate(step: int, # steps done, from 0
     done = (step - w) / max(1, cfg.steps - w)
     return cfg.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * min(1, done))) / 2)
 
-# %% ../nbs/08_train.ipynb #2afda644
+# %% ../nbs/08_train.ipynb #18e23b09
 def make_optimizer(model: nn.Module, # on its device already
                    cfg: TrainConfig) -> torch.optim.AdamW:
     "AdamW with decay on matrices only."
     params = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p.ndim >= 2 and not getattr(p, "_no_weight_decay", False) for p in params]
-    groups = [dict(params=[p for p, d in zip(params, decayed) if d == wanted], weight_decay=cfg.weight_decay if wanted else 0.) for wanted in (True, False)]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
-                             fused=all(p.device.type in ("cpu", "cuda", "xpu", "mps") for p in params))
+    def decays(p): return p.ndim >= 2 and not getattr(p, "_no_weight_decay", False)
+    groups = [dict(params=[p for p in params if decays(p)], weight_decay=cfg.weight_decay),
+              dict(params=[p for p in params if not decays(p)], weight_decay=0.)]
+    fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for p in params)
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
 
-# %% ../nbs/08_train.ipynb #1c7f310c
+# %% ../nbs/08_train.ipynb #e135d772
 class Objective(nn.Module):
     "The loss of `model` as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
@@ -138,7 +144,7 @@ class Objective(nn.Module):
                 count: int = 1, # what the sum is divided by: the targets of the whole step
                 accuracy: bool = False # also count the targets that have the highest logit
                ): # nats, right guesses (None unless asked)
-        out = self.model(input_ids=input_ids, shift_labels=targets, labels=targets, num_items_in_batch=count, use_cache=False)
+        out = self.model(input_ids=input_ids, labels=targets, shift_labels=targets, num_items_in_batch=count, use_cache=False)
         return out.loss, (out.logits.argmax(-1) == targets).sum() if accuracy else None
 
 # %% ../nbs/08_train.ipynb #f3b74075
@@ -151,29 +157,29 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(s, min(s + size, n)) for s in starts]
 
-# %% ../nbs/08_train.ipynb #8b303cdf
+# %% ../nbs/08_train.ipynb #e277eced
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
              windows: list, # from `eval_windows`
              device=None, bar=None # a tqdm bar to advance, if any
             ) -> dict: # val_loss (nats a token), val_perplexity, val_accuracy, bits_per_byte
     "Measure the model on validation windows."
-    training, sums, count = objective.training, 0, 0
+    training, parts, count = objective.training, [], 0
     objective.eval()
     for start, stop in windows:
         x, y = data.val_batch(start, stop)
         loss, right = objective(x.to(device), y.to(device), accuracy=True)
-        sums = sums + torch.stack([loss.double(), right.double()])
+        parts.append(torch.stack([loss.float(), right.float()]))
         count += int((y != -100).sum())
         if bar is not None: bar.update()
     objective.train(training)
-    nats, right = (sums / count).tolist()
+    nats, right = (torch.stack(parts).cpu().double().sum(0) / count).tolist() # waits for the device only here
     return dict(val_loss=nats, val_perplexity=perplexity(nats), val_accuracy=right,
                 bits_per_byte=nats / math.log(2) * (len(data.val.tokens) - 1) / data.val.n_bytes)
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #6cea5f69
+# %% ../nbs/08_train.ipynb #8ae053ae
 @torch.no_grad()
 def recalled(model: nn.Module, documents: list, # as `data.recall_documents` returns them
              tokens: int = 8192, # at most so many in a batch, padding included
@@ -181,25 +187,27 @@ def recalled(model: nn.Module, documents: list, # as `data.recall_documents` ret
     "Which marked spans the model predicts rightly."
     documents, result = sorted(documents, key=lambda d: len(d["input_ids"])), []
     while documents:
-        size = max(1, tokens // len(documents[-1]["input_ids"])) # the longest go first, so that memory runs out at once or never
+        size = max(1, tokens // len(documents[-1]["input_ids"])) # longest first: memory runs out at once or never
         batch, documents = documents[-size:], documents[:-size]
         x = nn.utils.rnn.pad_sequence([torch.as_tensor(d["input_ids"]) for d in batch], batch_first=True).to(device)
-        right = (model(input_ids=x, use_cache=False).logits[:, :-1].argmax(-1) == x[:, 1:]).cpu() # causal: padding on the right changes nothing before it
-        result += [(distance, bool(row[start-1:end-1].all())) for row, d in zip(right, batch) for start, end, distance in d["spans"] if 0 < start < end]
+        guess = model(input_ids=x, use_cache=False).logits[:, :-1].argmax(-1) # padding on the right reaches nothing before it
+        for right, d in zip((guess == x[:, 1:]).cpu(), batch):
+            result += [(distance, bool(right[start-1:end-1].all())) for start, end, distance in d["spans"] if 0 < start < end]
     return result
 
 def recall_table(spans: list) -> list[dict]: # distance_from (inclusive), distance_to (exclusive), accuracy, count
     "Share of spans recalled, by power of two of the distance."
     bins = {}
     for distance, right in spans: bins.setdefault(max(0, int(distance).bit_length() - 1), []).append(right)
-    return [dict(distance_from=2**k, distance_to=2**(k+1), accuracy=sum(r) / len(r), count=len(r)) for k, r in sorted(bins.items())]
+    return [dict(distance_from=2**k, distance_to=2**(k+1), accuracy=sum(r) / len(r), count=len(r))
+            for k, r in sorted(bins.items())]
 
-# %% ../nbs/08_train.ipynb #84ff5fc3
+# %% ../nbs/08_train.ipynb #036d6d97
 class MetricsFile:
     "Lines of JSON appended to `path`; opening it keeps the whole lines up to `step`."
     def __init__(self, path, step: int = 0):
         path = Path(path)
-        old = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [] # what follows the last newline is half a line
+        old = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [] # after the last newline: half a line
         kept = [line for line in old if json.loads(line)["step"] <= step]
         tmp = path.with_name(f".{path.name}.tmp")
         tmp.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -212,12 +220,12 @@ class MetricsFile:
 
     def close(self): self.file.close()
 
-# %% ../nbs/08_train.ipynb #e235133d
+# %% ../nbs/08_train.ipynb #16728de4
 def save_checkpoint(folder, # its final name, such as checkpoints/step_00002000
                     model, tokenizer,
                     state: dict # tensors, numbers and strings; read back without unpickling anything
                    ):
-    "Write a checkpoint beside its place, then move it there. One that exists already is the same step of the same run, and stays."
+    "Write a checkpoint beside its place, then move it there. One that exists is the same step of the same run, and stays."
     folder = Path(folder)
     if folder.exists(): return
     tmp = folder.with_name(f".{folder.name}.tmp")
@@ -240,17 +248,18 @@ def no_bars():
 
 def sync(path): # a folder's entry is on disk only once the folder is synced too
     "Wait until `path` is on the disk."
-    fd = os.open(path, os.O_RDONLY)
+    try: fd = os.open(path, os.O_RDONLY)
+    except OSError: return # Windows does not open folders
     try: os.fsync(fd)
-    except OSError: pass # some network file systems refuse folders
+    except OSError: pass # some network file systems do not sync them
     finally: os.close(fd)
 
 def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #bac00edf
-harmless = {"wandb", "wandb_project", "threads", "device", "compile", "keep_checkpoints", "checkpoint_every", "save_best", "cache_dir"}
+# %% ../nbs/08_train.ipynb #57e619ad
+harmless = set("wandb wandb_project threads device compile keep_checkpoints checkpoint_every save_best cache_dir".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
     "The settings of a model, data or training configuration."
@@ -259,13 +268,15 @@ def knobs(config) -> dict: # plain values, ready for JSON
 
 token_ids = "pad_token_id bos_token_id eos_token_id".split() # the tokenizer's to say
 
-def check_same(old: dict, new: dict, run_dir):
-    "Raise a `ValueError` naming the settings in which two `config.json` differ."
+def check_same(old: dict, new: dict, # contents of two `config.json`
+               run_dir, parts=("model", "data", "train")):
+    "Raise a `ValueError` naming the settings in which they differ."
     new = json.loads(json.dumps(new))
-    changed = {k: (old[part][k], v) for part in ("model", "data", "train") for k, v in new[part].items()
-               if k in old.get(part, {}) and old[part][k] != v and k not in harmless and (part, k) != ("model", "vocab_size")}
-    if changed: raise ValueError(f"{run_dir} holds a run with other settings: " + ", ".join(f"{k} {a!r} there, {b!r} now" for k, (a, b) in changed.items())
-                                 + " (take another name, or resume=False to start it anew)")
+    def same(part, k, v): return k in harmless or (part, k) == ("model", "vocab_size") or old.get(part, {}).get(k, v) == v
+    changed = [f"{k} {old[part][k]!r} there, {v!r} now" for part in parts for k, v in new[part].items() if not same(part, k, v)]
+    what = "another state of the corpus" if "corpus" in parts else "other settings"
+    if changed: raise ValueError(f"{run_dir} holds a run with {what}: {', '.join(changed)} "
+                                 "(take another name, or start it anew with resume=False or --restart)")
 
 # %% ../nbs/08_train.ipynb #f3f89099
 @dataclass
@@ -282,14 +293,17 @@ class State:
     train_loss: float|None = None # of the last line of metrics
     val_loss: float|None = None
 
-# %% ../nbs/08_train.ipynb #8bb26ed2
+# %% ../nbs/08_train.ipynb #78fd486f
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
-        self.data, self.cfg, self.dir, self.config, self.progress, self.on_step = data, cfg, Path(run_dir), config, progress, on_step
+        self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
+        self.progress, self.on_step = progress, on_step
         self.accelerator, self.state, self.pending = make_accelerator(cfg), State(), []
         self.device = self.accelerator.device
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
+        for rest in (self.dir/"checkpoints").glob(".*.tmp"): # of a death while saving
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         saved = checkpoints(self.dir)
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
@@ -304,30 +318,33 @@ class Trainer:
     @property
     def eval_size(self): return self.cfg.eval_batch_size or self.cfg.batch_size // self.cfg.accumulation
     @property
-    def stopped_early(self): return bool(self.cfg.patience) and self.state.bad_evals >= self.cfg.patience and self.state.step < self.cfg.steps
+    def stopped_early(self): return 0 < self.cfg.patience <= self.state.bad_evals and self.state.step < self.cfg.steps
     @property
     def done(self): return self.state.step >= self.cfg.steps or self.stopped_early
 
-# %% ../nbs/08_train.ipynb #01008ec4
+# %% ../nbs/08_train.ipynb #4e603da7
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "A fresh `Accelerator`; its settings are otherwise shared by all in a process, and two runs in a notebook may differ."
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)
     GradientState._reset_state()
-    return Accelerator(mixed_precision={"fp32": "no"}.get(cfg.precision, cfg.precision), gradient_accumulation_steps=cfg.accumulation, cpu=cfg.device == "cpu",
-                       log_with=None if cfg.wandb == "disabled" else "wandb")
+    return Accelerator(mixed_precision="no" if cfg.precision == "fp32" else cfg.precision, cpu=cfg.device == "cpu",
+                       gradient_accumulation_steps=cfg.accumulation, log_with=None if cfg.wandb == "disabled" else "wandb")
 
-def step_seed(seed: int, step: int) -> int: # below 2³²
-    "The seed of all randomness within a step."
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def seed_step(seed: int, step: int, device):
+    "Seed all randomness within a step, dropout above all. (As accelerate's `set_seed`, which takes a millisecond.)"
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0]) # so that step 1 of seed 0 is not step 0 of seed 1
+    random.seed(mixed); np.random.seed(mixed); torch.default_generator.manual_seed(mixed)
+    if device.type != "cpu": torch.get_device_module(device).manual_seed(mixed)
 
-# %% ../nbs/08_train.ipynb #0487b16b
+# %% ../nbs/08_train.ipynb #6174e4bb
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
     cfg, state, acc = self.cfg, self.state, self.accelerator
-    set_seed(step_seed(cfg.seed, state.step))
+    seed_step(cfg.seed, state.step, self.device)
     batch = self.data.train_batch(cfg.seed, state.step, cfg.batch_size)
+    if self.device.type == "cuda": batch = batch.pin_memory()
     x, y = batch[:, :-1], batch[:, 1:]
     count, total = int((y != -100).sum()), 0.
     for group in self.optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
@@ -342,7 +359,7 @@ def train_step(self: Trainer):
     state.step, state.tokens = state.step + 1, state.tokens + count
     self.pending.append((count, torch.stack([total, norm.float()])))
 
-# %% ../nbs/08_train.ipynb #85d1c917
+# %% ../nbs/08_train.ipynb #79dcbebc
 @patch
 def flush(self: Trainer) -> dict: # the line of metrics
     "Fetch the losses since the last line, read the clock, check that all is finite."
@@ -351,18 +368,22 @@ def flush(self: Trainer) -> dict: # the line of metrics
     elapsed, tokens = self.lap(), sum(c for c, _ in self.pending)
     self.pending = []
     for i, (loss, norm) in enumerate(values):
-        if not (math.isfinite(loss) and (math.isfinite(norm) or self.cfg.precision == "fp16")): self.not_finite(s.step - n + 1 + i, loss, norm)
+        if not (math.isfinite(loss) and (math.isfinite(norm) or self.cfg.precision == "fp16")):
+            self.not_finite(s.step - n + 1 + i, f"training loss {loss}, gradient norm {norm}")
     norms = [norm for _, norm in values if math.isfinite(norm)]
     s.train_loss = sum(loss for loss, _ in values) / n
     s.step_seconds, s.step_tokens = s.step_seconds + elapsed, s.step_tokens + tokens
-    return dict(step=s.step, time=s.seconds, tokens=s.tokens, train_loss=s.train_loss, learning_rate=learning_rate(s.step - 1, self.cfg),
-                grad_norm=sum(norms) / len(norms) if norms else None, tokens_per_second=tokens / elapsed if tokens else None)
+    return dict(step=s.step, time=s.seconds, tokens=s.tokens, train_loss=s.train_loss,
+                learning_rate=learning_rate(s.step - 1, self.cfg), grad_norm=sum(norms) / len(norms) if norms else None,
+                tokens_per_second=tokens / elapsed if tokens else None)
 
 @patch
-def not_finite(self: Trainer, step, loss, norm):
+def not_finite(self: Trainer, step, what):
     saved = checkpoints(self.dir)
-    raise RuntimeError(f"step {step}: training loss {loss}, gradient norm {norm}; the weights are lost from there on. Last good checkpoint: {saved[-1] if saved else 'none'}. "
-                       f"Often helps: a lower learning_rate (now {self.cfg.learning_rate:g}), a longer warm-up, clip (now {self.cfg.clip:g}), precision bf16 or fp32")
+    cfg = self.cfg
+    raise RuntimeError(f"step {step}: {what}; the weights are lost from there on. Last good checkpoint: "
+                       f"{saved[-1] if saved else 'none'}. Often helps: a lower learning_rate (now {cfg.learning_rate:g}), more "
+                       f"warmup_steps (now {warmup(cfg)}), a lower clip (now {cfg.clip:g}), precision bf16 or fp32 (now {cfg.precision})")
 
 # %% ../nbs/08_train.ipynb #cf091046
 @patch
@@ -381,69 +402,72 @@ def exclude_first(self: Trainer):
     self.lap()
     self.pending = [(0, values)]
 
-# %% ../nbs/08_train.ipynb #13870ae7
+# %% ../nbs/08_train.ipynb #306b0cf8
 @patch
 def validate(self: Trainer) -> dict: # to add to the line of metrics
     "Evaluate on the fixed subset, and note whether it was the best."
     s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device)
     s.val_loss = result["val_loss"]
+    if not math.isfinite(s.val_loss): self.not_finite(s.step, f"validation loss {s.val_loss}")
     if s.val_loss < s.best_loss: s.best_loss, s.best_step, s.bad_evals = s.val_loss, s.step, 0
     else: s.bad_evals += 1
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #c251875d
+# %% ../nbs/08_train.ipynb #da307d14
 @patch
 def save(self: Trainer):
     "Save a checkpoint of this step; keep the best and the last ones."
     acc, folder = self.accelerator, self.dir/"checkpoints"/f"step_{self.state.step:08d}"
-    state = dict(state=asdict(self.state), optimizer=self.optimizer.state_dict(), scaler=acc.scaler.state_dict() if acc.scaler else None)
+    state = dict(state=asdict(self.state), optimizer=self.optimizer.state_dict(),
+                 scaler=acc.scaler.state_dict() if acc.scaler else None)
     save_checkpoint(folder, self.model, self.data.tokenizer, state)
     self.mark_best()
-    regular = [p for p in checkpoints(self.dir) if p.name != f"step_{self.state.best_step:08d}"]
-    every, keep = self.cfg.checkpoint_every, self.cfg.keep_checkpoints
-    asked = [p for p in regular if every and int(p.name[5:]) % every == 0]
-    wanted = {*(asked[-keep:] if keep else asked), folder}
-    for p in regular:
-        if p not in wanted: shutil.rmtree(p)
+    every, keep, saved = self.cfg.checkpoint_every, self.cfg.keep_checkpoints, checkpoints(self.dir)
+    regular = [p for p in saved if every and int(p.name[5:]) % every == 0]
+    for p in set(saved) - {*regular[-keep:], folder}: # [-0:] is all of them
+        if int(p.name[5:]) != self.state.best_step: shutil.rmtree(p)
     self.lap()
 
 @patch
 def mark_best(self: Trainer):
     "Write `checkpoints/best.json` if the best step is among the checkpoints."
-    s, best = self.state, f"step_{self.state.best_step:08d}"
-    if (self.dir/"checkpoints"/best).exists(): save_json(dict(step=s.best_step, val_loss=s.best_loss, folder=best), self.dir/"checkpoints"/"best.json")
+    s, folder = self.state, self.dir/"checkpoints"
+    best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
+    if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
 @patch
 def load(self: Trainer, folder):
     "Continue from a checkpoint."
     with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    self.model.load_state_dict(weights) # into our parameters: those of `from_pretrained` have lost their `_no_weight_decay`
+    self.model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
     saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
     self.state = State(**saved["state"])
     self.optimizer.load_state_dict(saved["optimizer"])
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     self.mark_best()
 
-# %% ../nbs/08_train.ipynb #31b5c4cb
+# %% ../nbs/08_train.ipynb #0aa34d85
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
     cfg, s, self.started, first = self.cfg, self.state, time.perf_counter(), True
-    bar = tqdm(total=cfg.steps, initial=s.step, desc=self.config["name"], unit="step", disable=not self.progress, dynamic_ncols=True)
+    bar = tqdm(total=cfg.steps, initial=s.step, desc=self.config["name"], unit="step", disable=not self.progress,
+               dynamic_ncols=True, mininterval=1)
     try:
         self.start_trackers()
         while not self.done:
             self.train_step()
             if first: self.exclude_first()
             first, last = False, s.step == cfg.steps
-            evaluates, saves = s.step % cfg.eval_every == 0 or last, bool(cfg.checkpoint_every) and s.step % cfg.checkpoint_every == 0
+            evaluates = s.step % cfg.eval_every == 0 or last
+            saves = cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
             if evaluates or saves or s.step % cfg.log_every == 0:
                 record = self.flush()
                 if evaluates: record |= self.validate()
                 self.metrics.write(record)
                 self.accelerator.log(record, step=s.step)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in dict(loss=s.train_loss, val=s.val_loss).items() if v is not None}, refresh=False)
+                bar.set_postfix_str(f"loss {s.train_loss:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else ""), refresh=False)
             if saves or self.done or evaluates and cfg.save_best and s.best_step == s.step: self.save()
             bar.update()
             if self.on_step: self.on_step(self)
@@ -453,32 +477,39 @@ def fit(self: Trainer) -> dict: # the summary
         self.metrics.close()
         self.accelerator.end_training()
 
-# %% ../nbs/08_train.ipynb #de25534e
+# %% ../nbs/08_train.ipynb #2381cfdc
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
     windows = eval_windows(data.n_val_windows, self.eval_size)
-    with tqdm(total=len(windows), desc="whole validation set", leave=False, disable=not self.progress or len(windows) < 100) as bar:
+    with tqdm(total=len(windows), desc="whole validation set", leave=False, disable=not self.progress) as bar:
         final = evaluate(self.objective, data, windows, self.device, bar)
+    if not math.isfinite(final["val_loss"]): self.not_finite(s.step, f"loss {final['val_loss']} on the whole validation set")
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else []
     self.model.eval()
     with self.accelerator.autocast(): recall = recall_table(recalled(self.model, documents, device=self.device))
     self.lap()
-    losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
-    stats = data.stats()
-    summary = {k: self.config[k] for k in ("name", "study", "pattern")} | dict(
-        layers=len(self.config["pattern"]), seed=cfg.seed, parameters=self.model.num_parameters(), parameters_non_embedding=self.model.num_parameters(exclude_embeddings=True),
-        steps=s.step, planned_steps=cfg.steps, stopped_early=self.stopped_early, best_step=s.best_step,
-        tokens_seen=s.tokens, unique_tokens=stats.get("unique_tokens"), epochs=data.epochs(s.tokens),
-        **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
-        val_accuracy=final["val_accuracy"], bits_per_byte=final["bits_per_byte"], floor_bits_per_byte=data.floor_bits_per_byte,
-        runtime_seconds=s.seconds, tokens_per_second=s.step_tokens / s.step_seconds if s.step_tokens else s.tokens / s.seconds,
-        peak_memory_bytes=peak_memory(self.device), device=device_name(self.device), precision=cfg.precision,
-        recall=recall, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    summary = self.summary(final) | dict(recall=recall, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
     save_json(summary, self.dir/"summary.json")
     return summary
+
+# %% ../nbs/08_train.ipynb #c2278c88
+@patch
+def summary(self: Trainer, final: dict # from `evaluate` on the whole set
+           ) -> dict:
+    "What a report needs to know about the run."
+    s, data, cfg, count = self.state, self.data, self.cfg, self.model.num_parameters
+    losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
+    return {k: self.config[k] for k in ("name", "study", "pattern", "seed")} | dict(
+        layers=len(self.config["pattern"]), parameters=count(), parameters_non_embedding=count(exclude_embeddings=True),
+        steps=s.step, planned_steps=cfg.steps, stopped_early=self.stopped_early, best_step=s.best_step,
+        tokens_seen=s.tokens, unique_tokens=self.config["corpus"]["unique_tokens"], epochs=data.epochs(s.tokens),
+        **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
+        val_accuracy=final["val_accuracy"], bits_per_byte=final["bits_per_byte"], floor_bits_per_byte=data.floor_bits_per_byte,
+        runtime_seconds=s.seconds, tokens_per_second=s.step_tokens / s.step_seconds if s.step_tokens else s.tokens / s.seconds,
+        peak_memory_bytes=peak_memory(self.device), device=device_name(self.device), precision=cfg.precision)
 
 # %% ../nbs/08_train.ipynb #e0529212
 def peak_memory(device) -> int: # bytes
@@ -500,7 +531,7 @@ def start_trackers(self: Trainer):
     init = dict(mode=self.cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"])
     self.accelerator.init_trackers(self.cfg.wandb_project, config=self.config, init_kwargs=dict(wandb=init))
 
-# %% ../nbs/08_train.ipynb #968701df
+# %% ../nbs/08_train.ipynb #6a5701cb
 def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -517,40 +548,52 @@ def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
     run_dir, cfg = Path(run_dir), train_config
     check_config(cfg)
     check_machine(cfg)
-    config = dict(name=name or run_dir.name, study=study or run_dir.resolve().parent.name, pattern=getattr(model_config, "pattern", ""), seed=cfg.seed,
-                  model=knobs(model_config), data=knobs(data_config), train=knobs(cfg))
+    config = dict(name=name or run_dir.name, study=study or run_dir.resolve().parent.name, pattern=model_config.pattern,
+                  seed=cfg.seed, model=knobs(model_config), data=knobs(data_config), train=knobs(cfg))
     if not resume: clear_run(run_dir)
-    if (run_dir/"config.json").exists(): check_same(json.loads((run_dir/"config.json").read_text(encoding="utf-8")), config, run_dir)
-    if (run_dir/"summary.json").exists(): return json.loads((run_dir/"summary.json").read_text(encoding="utf-8"))
+    old, summary = (read_json(run_dir/f"{f}.json") for f in ("config", "summary"))
+    if old: check_same(old, config, run_dir)
+    if summary: return summary
     warn_patience(cfg)
     if cfg.threads: torch.set_num_threads(cfg.threads)
     data = data or load_data(data_config, rebuild=rebuild_cache, progress=progress)
-    model_config, tok = deepcopy(model_config), data.tokenizer
-    model_config.vocab_size, model_config.eos_token_id, model_config.bos_token_id, model_config.pad_token_id = data.vocab_size, tok.eos_token_id, tok.bos_token_id, tok.pad_token_id
+    config["corpus"] = data.stats()
+    if old: check_same(old, config, run_dir, parts=["corpus"])
+    model_config = with_tokens(model_config, data)
     config["model"]["vocab_size"] = data.vocab_size
     save_json(config | dict(environment=environment()), run_dir/"config.json")
     return Trainer(model_config, data, cfg, run_dir, config, progress, on_step).fit()
 
-# %% ../nbs/08_train.ipynb #3ac71b8c
+# %% ../nbs/08_train.ipynb #66c78eec
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
-    cpu = cfg.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
-    if cfg.precision == "fp16" and cpu: raise ValueError("precision 'fp16': needs an accelerator, this run is on the CPU (accepted there: fp32, bf16)")
-    if cfg.wandb != "disabled" and not find_spec("wandb"): raise ValueError(f"wandb {cfg.wandb!r}: the package is not installed (pip install wandb)")
+    if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
+        raise ValueError("precision 'fp16': needs an accelerator, this run is on the CPU (accepted there: fp32, bf16)")
+    if cfg.wandb != "disabled" and not find_spec("wandb"):
+        raise ValueError(f"wandb {cfg.wandb!r}: the package is not installed (pip install wandb)")
+
+def with_tokens(model_config: HybridConfig, data) -> HybridConfig: # a copy
+    "The model for the tokens of `data`."
+    if not data.n_val_windows: raise ValueError(f"corpus {data.cfg.corpus!r}: the validation split is empty (use more documents)")
+    model_config, tok = deepcopy(model_config), data.tokenizer
+    for k in token_ids: setattr(model_config, k, getattr(tok, k))
+    model_config.vocab_size = data.vocab_size
+    return model_config
+
+def read_json(path): return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 def clear_run(run_dir):
     "Delete the record of a run, its summary first."
     for name in ("summary.json", "config.json", "metrics.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
     shutil.rmtree(Path(run_dir)/"checkpoints", ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #55b10419
+# %% ../nbs/08_train.ipynb #9ac39c9f
 def config_fields(cls) -> list: # dataclass fields
     "The settings that a configuration class declares itself."
     hidden = {*token_ids, "use_cache"} | ({"vocab_size"} if cls is HybridConfig else set())
     return [f for f in fields(cls) if f.name in cls.__annotations__ and f.name not in hidden]
 
 configs = HybridConfig, DataConfig, TrainConfig
-assert len({f.name for c in configs for f in config_fields(c)}) == sum(len(config_fields(c)) for c in configs), "two configurations share a name"
 
 def split_knobs(**knobs) -> tuple: # model, data and training configuration
     "Sort settings into their configurations; those not given keep their defaults."
@@ -561,7 +604,7 @@ def split_knobs(**knobs) -> tuple: # model, data and training configuration
             raise ValueError(f"setting {k!r}: unknown" + (f" (did you mean {near[0]!r}?)" if near else ""))
     return tuple(cls(**{k: v for k, v in knobs.items() if known[k] is cls}) for cls in configs)
 
-# %% ../nbs/08_train.ipynb #45e14ab8
+# %% ../nbs/08_train.ipynb #5f4c6f17
 def train_run(pattern: str, # one letter a block
               name: str|None = None, # default: the pattern and the seed, such as AMAM-s0
               study: str = "default", # folder of the run within `runs`
@@ -571,14 +614,14 @@ def train_run(pattern: str, # one letter a block
               **knobs # any setting of `HybridConfig`, `DataConfig` or `TrainConfig`
              ) -> dict: # the summary
     "Train one pattern in `runs/study/name`, with any settings by name."
-    for plugin in plugins.split() if isinstance(plugins, str) else plugins or []: load_plugin(plugin)
+    for plugin in (plugins or "").split() if not isinstance(plugins, list) else plugins: load_plugin(plugin)
     model_config, data_config, train_config = split_knobs(pattern=pattern, **knobs)
     name = name or f"{model_config.pattern}-s{train_config.seed}"
     for k, v in dict(name=name, study=study).items():
         if v in (".", "..") or set(v) & set('/\\\0'): raise ValueError(f"{k} {v!r}: must do as the name of a folder")
     return train(model_config, data_config, train_config, Path(runs)/study/name, name, study, resume, rebuild_cache, progress)
 
-# %% ../nbs/08_train.ipynb #c734a1fe
+# %% ../nbs/08_train.ipynb #c37032db
 def flag_parameter(name, anno, default, help="") -> Parameter:
     "A keyword parameter as `call_parse` understands it; `none` stands for no value where that is allowed."
     types = [t for t in get_args(anno) if t is not NoneType] or [anno]
@@ -589,7 +632,8 @@ def flag_parameter(name, anno, default, help="") -> Parameter:
             except ValueError: pass
         raise ValueError
     parse.__name__ = " or ".join(t.__name__ for t in types) # named in the error message
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Param(help, bool if types == [bool] else parse))
+    param = Param(help.replace("%", "%%"), bool if types == [bool] else parse)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=param)
 
 def with_flags(f):
     "Decorator: replace the `**knobs` of `f` by a parameter for each setting."
@@ -597,11 +641,12 @@ def with_flags(f):
     taken, flags = {p.name for p in own}, []
     for cls in configs:
         help, types = docments(cls), get_annotations(cls, eval_str=True)
-        flags += [flag_parameter(x.name, types[x.name], x.default, (help.get(x.name) or "").replace("%", "%%")) for x in config_fields(cls) if x.name not in taken]
+        for x in config_fields(cls):
+            if x.name not in taken: flags.append(flag_parameter(x.name, types[x.name], x.default, help.get(x.name) or ""))
     f.__signature__ = Signature(own + flags)
     return f
 
-# %% ../nbs/08_train.ipynb #0233e7db
+# %% ../nbs/08_train.ipynb #fd80743a
 @command
 @with_flags
 def hybrid_train(pattern: str = "AMAMAMAM", # one letter a block; repetition as in "(AM)4"
@@ -624,6 +669,7 @@ def describe_summary(s: dict) -> str:
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
-    return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}, {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s ({n(s['tokens_per_second'])} tokens/s)\n"
-            f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), perplexity {s['final_val_perplexity']:.2f}, "
-            f"accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}")
+    return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}\n"
+            f"  {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s, {n(s['tokens_per_second'])} tokens/s while training\n"
+            f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), perplexity "
+            f"{s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}")

@@ -1,0 +1,136 @@
+"Sweeps in real processes: failing, killed, repeated, contended."
+import json, os, signal, subprocess, sys, time
+import nbformat as nbf, psutil, pytest
+from pathlib import Path
+from hybrid_nb.results import load_metrics, load_runs
+from hybrid_nb.sweep import notebook_error, parameters_cell, run_lock, run_state, sweep, template_path
+
+script = str(Path(sys.executable).with_name("hybrid_sweep"))
+tiny = dict(batch_size=2, length=32, hidden_size=16, num_attention_heads=2, state_size=4, max_documents=100, vocab_size=300, eval_every=5, eval_batches=2, recall_documents=5,
+            log_every=1, save_best=False, device="cpu")
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    "One token cache for all sweeps of this file."
+    tiny["cache_dir"] = str(tmp_path_factory.mktemp("cache"))
+
+def start(*args, cwd, **knobs):
+    words = [script, *map(str, args), "--set", *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in (tiny | knobs).items())]
+    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def finish(process):
+    out, err = process.communicate(timeout=170)
+    return process.returncode, out, err
+
+def wait_for(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(.05)
+
+def alive(process):
+    try: return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+def step(run): return load_metrics(run).step.max() if (run/"metrics.jsonl").exists() else 0
+
+mixer = '''
+import torch
+from pathlib import Path
+from hybrid_nb.model import register
+
+@register("X", "an average of two tokens that may fail")
+class Average(torch.nn.Module):
+    def __init__(self, config, layer_idx=None):
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.ones(config.hidden_size)), 0
+
+    def forward(self, x, cache=None, padding_mask=None, **context):
+        self.calls += self.training
+        if self.calls > 8 and Path("fail").exists(): raise RuntimeError("the mixer broke")
+        return self.weight*(x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])/2
+'''
+
+def test_failing_runs_then_a_complete_study(tmp_path):
+    "Two patterns, two seeds; a mixer from a user's notebook fails at step 9, is mended, and the sweep goes on."
+    nbf.write(nbf.v4.new_notebook(cells=[nbf.v4.new_markdown_cell("# My mixer"), nbf.v4.new_code_cell(mixer)]), tmp_path/"my_mixer.ipynb")
+    (tmp_path/"fail").touch()
+    args = ["--study", "s", "--patterns", "AM AX", "--seeds", "2", "--plugins", "my_mixer.ipynb"]
+    code, out, err = finish(start(*args, cwd=tmp_path, steps=12, checkpoint_every=4))
+    assert code == 1 and "2 of 4 runs failed; see runs/s/AX-s0/train.ipynb" in err.splitlines()[-1], err
+    assert out.count("RuntimeError: the mixer broke") == 2 and out.count(" finished ") == 2, out
+    runs, study = load_runs(tmp_path/"runs"/"s").set_index("name"), tmp_path/"runs"/"s"
+    assert runs.status.to_dict() == {"AM-s0": "finished", "AM-s1": "finished", "AX-s0": "failed", "AX-s1": "failed"}
+    assert notebook_error(study/"AX-s0"/"train.ipynb") == "RuntimeError: the mixer broke" and 4 <= runs.step["AX-s0"] <= 8
+    assert "of 4 runs done, 2 failed · 100%" in err and max(map(len, err.split("\n"))) < 2000
+
+    (tmp_path/"fail").unlink()
+    before = {p: p.stat().st_mtime_ns for p in study.glob("AM-s*/*.*")}
+    code, out, err = finish(start(*args, cwd=tmp_path, steps=12, checkpoint_every=4))
+    assert code == 0 and out.count(" finished ") == 4, out + err
+    assert before == {p: p.stat().st_mtime_ns for p in before}, "a finished run was touched"
+    assert load_metrics(study/"AX-s0").step.tolist() == list(range(1, 13)) and notebook_error(study/"AX-s0"/"train.ipynb") is None
+    nb = nbf.read(study/"AM-s1"/"train.ipynb", 4)
+    assert "seed = 1" in next(c.source for c in nb.cells if "injected-parameters" in c.metadata.tags)
+    assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])), "no curve in the executed notebook"
+
+    report = subprocess.run([str(Path(script).with_name("hybrid_report")), "runs/s", "--out", "s.html"], cwd=tmp_path, capture_output=True, text=True)
+    assert report.returncode == 0 and "--plugins my_mixer.ipynb" in (tmp_path/"s.html").read_text(), report.stderr
+
+def test_killed_sweeps_leave_nothing_behind_and_go_on(tmp_path):
+    "Ended politely, then brutally: no process stays, and the second start goes on where the first was."
+    run, args, knobs = tmp_path/"runs"/"k"/"AM-s0", ["--study", "k", "--patterns", "AM", "--seeds", 1], dict(steps=1000, checkpoint_every=10, eval_every=1000, keep_checkpoints=1)
+    reached = 0
+    for sig in signal.SIGTERM, signal.SIGKILL:
+        process = start(*args, cwd=tmp_path, **knobs)
+        wait_for(lambda: step(run) >= reached + 15)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2 and run_state(run)["status"] == "running"
+        os.kill(process.pid, sig)
+        code, out, err = finish(process)
+        assert code == (1 if sig == signal.SIGTERM else -9)
+        if sig == signal.SIGTERM: assert err.rstrip().endswith("hybrid_sweep: interrupted"), err
+        wait_for(lambda: not any(map(alive, family)), 5)
+        reached, state = step(run), run_state(run)
+        assert state["status"] == "interrupted" and reached < 1000
+    m = load_metrics(run)
+    assert reached >= 30 and m.step.tolist() == list(range(1, reached + 1)) and m.time.is_monotonic_increasing
+
+def test_a_run_held_by_another_sweep_is_passed_over(tmp_path):
+    args = ["--study", "two", "--patterns", "A", "G", "--seeds", "1", "--jobs", "1"]
+    a, g = (tmp_path/"runs"/"two"/f"{p}-s0" for p in "AG")
+    a.mkdir(parents=True)
+    with run_lock(a):  # as the other sweep would
+        process = start(*args, cwd=tmp_path, steps=3)
+        wait_for(lambda: (g/"summary.json").exists() and not (g/"train.ipynb").stat().st_size == 0, 90)
+        assert not (a/"train.ipynb").exists() and process.poll() is None
+    code, out, err = finish(process)
+    assert code == 0 and out.count(" finished ") == 2, out + err
+
+@pytest.mark.parametrize("args, knobs, message", [
+    (["--patterns", "AMx"], {}, "pattern 'AMx': unknown block 'x'"),
+    (["--patterns", "AM"], dict(num_attention_heads=5), "num_attention_heads 5: must be a divisor"),
+    (["--patterns", "AM"], dict(stepps=5), "did you mean 'steps'"),
+    (["--patterns", "AM"], dict(corpus="wurld"), "corpus 'wurld': unknown"),
+    (["--patterns", "AM", "--seeds", "none"], {}, "seeds 'none'"),
+    (["--patterns", "AM", "--plugins", "no.ipynb"], {}, "no such file"),
+    (["--patterns", "AM", "--template", "no.ipynb"], {}, "name one with --template FILE"),
+    ([], {}, "name the patterns"),
+])
+def test_nothing_starts_with_bad_arguments(args, knobs, message, tmp_path, monkeypatch, capsys):
+    from hybrid_nb.sweep import hybrid_sweep
+    monkeypatch.chdir(tmp_path)
+    words = ["--study", "s", *args, "--set", *(f"{k}={v}" for k, v in (tiny | dict(steps=3) | knobs).items())]
+    from fastcore.script import anno_parser
+    parsed = vars(anno_parser(hybrid_sweep).parse_args(words))
+    with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**{k: v for k, v in parsed.items() if k not in ("pdb", "xtra")})
+    assert message in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+def test_exit_code_and_one_line(tmp_path):
+    code, out, err = finish(start("--study", "s", "--patterns", "AM)", cwd=tmp_path))
+    assert code == 2 and err.startswith("hybrid_sweep: pattern 'AM)'") and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+def test_the_template_shows_every_setting():
+    cell, = [c for c in nbf.read(template_path("train.ipynb"), 4).cells if "parameters" in c.metadata.get("tags", [])]
+    assert cell.source == parameters_cell(), "a setting changed: copy the text of hybrid_nb.sweep.parameters_cell() into the parameters cell of reports/train.ipynb"

@@ -1,0 +1,156 @@
+"Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
+import json, os, random, runpy, signal, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from safetensors.torch import load_file
+
+SCRIPT = "from hybrid_nb.train import hybrid_train\nhybrid_train()\n" # what the installed console script does
+TINY = dict(hidden_size=32, num_attention_heads=2, state_size=4, vocab_size=280, length=32, batch_size=4, learning_rate=3e-3,
+            eval_every=10, eval_batches=2, log_every=3, recall_documents=0, threads=1)
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A folder with a small corpus, the script, and a cache of its own."
+    folder = tmp_path_factory.mktemp("lab")
+    rng = random.Random(0)
+    def sentence(): return " ".join(rng.choice("the a red old cat dog house river saw left near under".split()) for _ in range(9)).capitalize() + "."
+    rows = [json.dumps(dict(text=" ".join(sentence() for _ in range(12)))) for _ in range(80)]
+    (folder/"corpus.jsonl").write_text("\n".join(rows) + "\n")
+    (folder/"hybrid_train").write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv("HYBRID_NB_CACHE", str(folder/"cache"))
+        mp.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
+        mp.setenv("OMP_NUM_THREADS", "1")
+        mp.chdir(folder)
+        threads = torch.get_num_threads()
+        yield folder
+        torch.set_num_threads(threads)
+
+def flags(**kw): return [x for k, v in (TINY | dict(corpus="corpus.jsonl", quiet=True) | kw).items() if v is not False for x in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+
+def command(*args):
+    "The command in this process: exit code and what it wrote to standard error."
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(sys, "argv", ["hybrid_train", *args])
+        try: runpy.run_path("hybrid_train", run_name="__main__")
+        except SystemExit as e: return e.code
+    return 0
+
+def read_json(path): return json.loads(Path(path).read_text())
+def lines(run):
+    "Metrics without what depends on the clock."
+    return [{k: v for k, v in json.loads(l).items() if k not in ("time", "tokens_per_second")} for l in (run/"metrics.jsonl").read_text().splitlines()]
+
+def test_command_end_to_end(lab):
+    "A pattern with a letter of the user's own, in a process of its own."
+    (lab/"mine.py").write_text("from torch import nn\nfrom hybrid_nb.model import register\n"
+                               "@register('Q', 'a linear map', cache='none')\nclass Q(nn.Module):\n"
+                               "    def __init__(self, config, layer_idx): super().__init__(); self.map = nn.Linear(config.hidden_size, config.hidden_size)\n"
+                               "    def forward(self, x, **context): return self.map(x)\n")
+    args = [sys.executable, "hybrid_train", *flags(pattern="AQ", plugins="mine.py", name="first", study="s", steps=12, checkpoint_every=5, precision="bf16")]
+    r = subprocess.run(args, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert "first: AQ" in r.stdout and "runs/s/first" in r.stdout and "bits a byte" in r.stdout
+    run = lab/"runs"/"s"/"first"
+    config, summary = read_json(run/"config.json"), read_json(run/"summary.json")
+    assert config["model"]["hidden_size"] == 32 and config["data"]["corpus"] == "corpus.jsonl" and config["train"]["steps"] == 12
+    assert config["model"]["vocab_size"] == 280 and config["environment"]["packages"]["torch"] == torch.__version__
+    assert summary["steps"] == 12 and summary["pattern"] == "AQ" and summary["tokens_seen"] == 12*4*32 and summary["peak_memory_bytes"] > 1e7
+    assert [l["step"] for l in lines(run)] == [3, 5, 6, 9, 10, 12] and [l["step"] for l in lines(run) if "val_loss" in l] == [10, 12]
+    assert read_json(run/"checkpoints"/"best.json")["step"] == summary["best_step"]
+    assert not list(run.rglob("*.tmp"))
+
+@pytest.mark.parametrize("kw, message", [
+    (dict(steps=0), "steps 0: must be at least 1"), (dict(steps="ten"), "--steps"), (dict(pattern="AMx"), "pattern 'AMx'"), (dict(pattern="AQ0"), "pattern"),
+    (dict(num_attention_heads=3), "num_attention_heads 3"), (dict(batch_size=4, accumulation=3), "accumulation 3: must divide batch_size 4"),
+    (dict(eval_every=0), "eval_every 0"), (dict(precision="fp8"), "precision 'fp8'"), (dict(precision="fp16", device="cpu"), "precision 'fp16'"),
+    (dict(corpus="missing.jsonl"), "missing.jsonl"), (dict(length=10**7), "length 10000000"), (dict(name="a/b"), "name 'a/b'"), (dict(nonsense=1), "nonsense"),
+    (dict(plugins="missing.py"), "missing.py")])
+def test_bad_arguments(lab, capsys, kw, message):
+    assert command(*flags(**dict(pattern="A", name="bad", steps=3) | kw)) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (lab/"runs"/"default"/"bad"/"summary.json").exists()
+
+def test_finished_and_changed(lab, capsys):
+    "A finished run is shown, not repeated; other settings are refused; --restart starts anew; a failure exits with 1."
+    args, run = dict(pattern="A", name="done", steps=4), lab/"runs"/"default"/"done"
+    assert command(*flags(**args)) == 0
+    first, shown = (run/"summary.json").read_bytes(), capsys.readouterr().out
+    assert command(*flags(**args)) == 0
+    assert (run/"summary.json").read_bytes() == first and capsys.readouterr().out == shown
+    assert command(*flags(**args | dict(steps=5, dropout=.2))) == 2
+    error = capsys.readouterr().err
+    assert "steps 4 there, 5 now" in error and "dropout 0.1 there, 0.2 now" in error
+    assert command(*flags(**args | dict(steps=5), restart=True)) == 0
+    assert read_json(run/"summary.json")["steps"] == 5 and lines(run)[-1]["step"] == 5
+    assert command(*flags(**args | dict(name="lost", learning_rate=1e30, warmup_steps=0))) == 1
+    error = capsys.readouterr().err
+    assert "RuntimeError: step 2: training loss nan" in error and len(error.strip().splitlines()) == 1
+
+def test_changed_corpus(lab, capsys):
+    "A run does not continue on other data than it began with."
+    text, args = (lab/"corpus.jsonl").read_text(), dict(pattern="A", name="moved", corpus="moving.jsonl", steps=4)
+    (lab/"moving.jsonl").write_text(text)
+    assert command(*flags(**args)) == 0
+    (lab/"runs"/"default"/"moved"/"summary.json").unlink() # as if it had died just before the end
+    (lab/"moving.jsonl").write_text(text + text.splitlines()[0].replace("cat", "cow") + "\n")
+    capsys.readouterr()
+    assert command(*flags(**args)) == 2
+    assert "another state of the corpus" in capsys.readouterr().err
+    (lab/"moving.jsonl").write_text(text)
+    assert command(*flags(**args)) == 0
+
+def test_flags_are_the_settings():
+    "Every setting has a flag, and nothing else does."
+    from inspect import signature
+    from hybrid_nb.train import config_fields, configs, hybrid_train
+    names = {f.name for c in configs for f in config_fields(c)}
+    own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet"}
+    assert set(signature(hybrid_train).parameters) == names | own
+
+def killed_runs(args, run):
+    "Start the command and kill it: once between steps, once while it writes a checkpoint."
+    process = subprocess.Popen([sys.executable, "hybrid_train", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if (run/"metrics.jsonl").exists() and (run/"metrics.jsonl").read_text().count("\n") >= 9: break
+        time.sleep(.005)
+    process.send_signal(signal.SIGKILL)
+    yield process.wait()
+    suicide = "import os, signal, torch\nsave, calls = torch.save, []\ndef dying(*args):\n    calls.append(1)\n    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n    save(*args)\ntorch.save = dying\n"
+    Path("dying").write_text(suicide + SCRIPT)
+    yield subprocess.run([sys.executable, "dying", *args], capture_output=True).returncode
+
+def test_sigkill(lab):
+    "A run killed twice ends with the weights and the lines of an undisturbed one."
+    settings = dict(pattern="AM", steps=90, checkpoint_every=8, seed=3)
+    calm, killed = lab/"runs"/"default"/"calm", lab/"runs"/"default"/"killed"
+    args = flags(**settings, name="killed")
+    for code in killed_runs(args, killed):
+        assert code == -signal.SIGKILL
+        assert not (killed/"summary.json").exists() and list((killed/"checkpoints").glob("step_*"))
+    assert list((killed/"checkpoints").glob(".step_*.tmp")), "the second death was meant to be in the middle of a checkpoint"
+    assert command(*args) == 0 and command(*flags(**settings, name="calm")) == 0
+    assert lines(killed) == lines(calm) and len({l["step"] for l in lines(killed)}) == len(lines(killed))
+    assert not list((killed/"checkpoints").glob(".step_*.tmp"))
+    saved = [p.name for p in sorted((calm/"checkpoints").glob("step_*"))]
+    assert [p.name for p in sorted((killed/"checkpoints").glob("step_*"))] == saved
+    for name in saved:
+        a, b = (load_file(run/"checkpoints"/name/"model.safetensors") for run in (calm, killed))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
+    same = "final_val_loss best_val_loss best_step val_accuracy bits_per_byte tokens_seen train_loss".split()
+    a, b = (read_json(run/"summary.json") for run in (calm, killed))
+    assert {k: a[k] for k in same} == {k: b[k] for k in same}
+
+def test_wandb_offline(lab, monkeypatch):
+    "No account and no network: the run is in the run folder."
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9") # nothing answers there
+    assert command(*flags(pattern="A", name="watched", steps=4, use_wandb=True, wandb="offline")) == 0
+    [log] = (lab/"runs"/"default"/"watched"/"wandb").glob("offline-run-*/*.wandb")
+    deadline = time.time() + 30 # its own process writes it, and may take a moment longer than ours
+    while len(found := {k for k in (b"train_loss", b"final_val_loss", b"hidden_size") if k in log.read_bytes()}) < 3 and time.time() < deadline:
+        time.sleep(.1)
+    assert len(found) == 3
