@@ -60,13 +60,21 @@ def load_metrics(run # folder of the run
         rows[key] = row
     return pd.DataFrame(list(rows.values())).sort_values("step", kind="stable", ignore_index=True) if rows else pd.DataFrame(columns=["step", "time", "tokens"])
 
-# %% ../nbs/11_results.ipynb #5337c8f8
-wandb_columns = dict(
-    name="name run_name display_name", status="state status", pattern="pattern layer_pattern layers_pattern hybrid_pattern", layers="layers n_layers num_layers",
-    seed="seed", runtime_seconds="runtime runtime_s runtime_seconds duration _runtime seconds", parameters="parameters params n_params num_params total_params num_parameters params_m parameters_m",
-    best_val_loss="best_val_loss best_loss best_val best_validation_loss", final_val_loss="final_val_loss val_loss final_loss final_val final_validation_loss validation_loss",
-    final_val_perplexity="final_val_perplexity final_perplexity perplexity val_perplexity final_ppl ppl final_val_ppl", val_accuracy="val_accuracy final_val_accuracy accuracy",
-    tokens_per_second="tokens_per_second tokens_per_sec tok_s", bits_per_byte="bits_per_byte bpb")
+# %% ../nbs/11_results.ipynb #f2271a82
+wandb_columns = dict(  # our name: the names it goes by
+    name="name run_name display_name",
+    status="state status",
+    pattern="pattern layer_pattern layers_pattern hybrid_pattern",
+    layers="layers n_layers num_layers",
+    seed="seed",
+    runtime_seconds="runtime runtime_s runtime_seconds duration seconds",
+    parameters="parameters params n_params num_params total_params num_parameters params_m parameters_m",
+    best_val_loss="best_val_loss best_loss best_val best_validation_loss",
+    final_val_loss="final_val_loss val_loss final_loss final_val final_validation_loss validation_loss",
+    final_val_perplexity="final_val_perplexity final_perplexity perplexity val_perplexity final_ppl ppl final_val_ppl",
+    val_accuracy="val_accuracy final_val_accuracy accuracy",
+    tokens_per_second="tokens_per_second tokens_per_sec tok_s",
+    bits_per_byte="bits_per_byte bpb")
 
 def _plain(column): return re.sub(r"^(summary|config|eval|val(?=_val_))_", "", re.sub(r"[^a-z0-9]+", "_", column.lower().strip()).strip("_"))
 
@@ -129,7 +137,7 @@ def indistinct(runs, key="final_val_loss") -> set: # pairs (pattern, pattern), b
         if overlap or not abs(x.mean() - y.mean()) > 2*sd*math.sqrt(1/len(x) + 1/len(y)): pairs |= {(p, q), (q, p)}
     return pairs
 
-# %% ../nbs/11_results.ipynb #a02bfe51
+# %% ../nbs/11_results.ipynb #22f7ebea
 def summary_table(runs # as from `load_runs` or `read_wandb_csv`
                  ) -> pd.DataFrame: # one row a pattern, best first; numbers, not text
     "Mean over seeds per pattern, with the spread of the loss and the patterns it cannot be told apart from (`ties`)."
@@ -143,21 +151,23 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     if "floor_bits_per_byte" in table: table["above_floor"] = table.bits_per_byte - table.floor_bits_per_byte
     table.insert(0, "seeds", groups.size())
     table.insert(0, "layers", [len(p) for p in table.index])
-    if "name" in done and not done.name.str.startswith(tuple(done.pattern)).all(): table.insert(0, "name", groups.name.agg(lambda n: ", ".join(dict.fromkeys(n))))
+    if "name" in done and not done.name.str.startswith(tuple(done.pattern)).all():  # names that say more than the pattern
+        table.insert(0, "name", groups.name.agg(lambda n: ", ".join(dict.fromkeys(n))))
     table, pairs = table.sort_values("final_val_loss"), indistinct(done)
     table["ties"] = [[q for q in table.index if (p, q) in pairs] for p in table.index]
     table = table.reset_index()
     table.attrs["pooled_sd"] = pooled_sd(done)
     return table
 
-# %% ../nbs/11_results.ipynb #83042749
+# %% ../nbs/11_results.ipynb #f84d47b4
 def _with_spread(mean, sd, n): return f"{mean:.4f}" if n < 2 or math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 def format_table(table # as from `summary_table`
                 ) -> pd.DataFrame: # text, headed for readers
     "The table as it is read: units, sensible digits, only the columns that the study has."
     rank, num = {p: i for i, p in enumerate(table.pattern, 1)}, lambda key, f: [f(x) if pd.notna(x) else "–" for x in table[key]]
-    cols = {"": [str(i) for i in rank.values()], "Pattern": table.pattern} | ({"Name": table.name} if "name" in table else {}) | {"Layers": table.layers.astype(str), "Seeds": table.seeds.astype(str),
+    cols = {"": [str(i) for i in rank.values()], "Pattern": table.pattern} | ({"Name": table.name} if "name" in table else {})
+    cols |= {"Layers": table.layers.astype(str), "Seeds": table.seeds.astype(str),
             "Final val. loss": [_with_spread(*r) for r in zip(table.final_val_loss, table.final_val_loss_std, table.seeds)]}
     spec = dict(best_val_loss=("Best val. loss", "{:.4f}".format), final_val_perplexity=("Perplexity", "{:.2f}".format),
         bits_per_byte=("Bits per byte", "{:.4f}".format), above_floor=("Above floor", "{:+.4f}".format), val_accuracy=("Accuracy", "{:.1%}".format),
@@ -207,26 +217,30 @@ def answer(table # as from `summary_table`
     if best.ties: return head + f". But the seeds cannot tell it apart from {_list([f'`{p}`' for p in best.ties])}."
     return head + f". That gap is larger than the differences between seeds explain (their standard deviation: {table.attrs['pooled_sd']:.4f})."
 
-# %% ../nbs/11_results.ipynb #82894855
+# %% ../nbs/11_results.ipynb #9a5b790d
 def caveats(runs, table) -> list: # of sentences
     "What a careful reader should hold against the comparison, computed from the runs."
     out, done, seeds = [], runs[runs.status == "finished"], int(table.seeds.min())
     if 1 < seeds < 5:
         chance = 2/math.comb(2*seeds, seeds)
-        out.append(f"{seeds} seeds are few: the seeds of two equally good patterns fall into separate ranges about one time in {1/chance:.0f}, and with {len(table)} patterns there are {math.comb(len(table), 2)} pairs.")
+        out.append(f"{seeds} seeds are few: the seeds of two equally good patterns fall into separate ranges about one time in {1/chance:.0f}, "
+                   f"and with {len(table)} patterns there are {math.comb(len(table), 2)} pairs.")
     if table.seeds.nunique() > 1: out.append(f"The patterns have between {seeds} and {table.seeds.max()} seeds.")
     if len(done) < len(runs): out.append(f"{len(runs)-len(done)} of {len(runs)} runs have no result; they are listed below and could change the order.")
     if "parameters" in table and table.parameters.max() > 1.05*table.parameters.min():
         out.append(f"The models are not of one size: {format_count(table.parameters.min())} to {format_count(table.parameters.max())} parameters.")
     for key, what in dict(tokens_seen="tokens seen", unique_tokens="unique training tokens").items():
         if key in done and done[key].nunique() > 1: out.append(f"The runs differ in {what}: {format_count(done[key].min())} to {format_count(done[key].max())}.")
-    if "stopped_early" in done and (n := int(done.stopped_early.fillna(False).astype(bool).sum())): out.append(f"{n} of {len(done)} runs stopped early, before the learning rate had come down.")
-    if names := {k.split(".")[0] if k.startswith("corpus.") else k.split(".")[-1] for k in study_settings(runs)[1] if not k.startswith("environment.")}:
+    if "stopped_early" in done and (n := int((done.stopped_early == True).sum())):
+        out.append(f"{n} of {len(done)} runs stopped early, before the learning rate had come down.")
+    differ = [k for k in study_settings(runs)[1] if not k.startswith("environment.")]
+    if names := {"corpus" if k.startswith("corpus.") else k.split(".")[-1] for k in differ}:
         out.append(f"Not all else was equal: the runs also differ in {_list([f'`{n}`' for n in sorted(names)])} (details at the end).")
-    if "epochs" in done and done.epochs.max() > 4: out.append(f"Every training token was seen up to {done.epochs.max():.1f} times, so part of what is compared is memorising.")
+    if "epochs" in done and done.epochs.max() > 4:
+        out.append(f"Every training token was seen up to {done.epochs.max():.1f} times, so part of what is compared is memorising.")
     return out
 
-# %% ../nbs/11_results.ipynb #3cfe7a45
+# %% ../nbs/11_results.ipynb #65f89a60
 def sweep_command(runs # as from `load_runs`
                  ) -> str: # a line for the shell
     "The `hybrid_sweep` command that trains these runs, from the parameters in their executed notebooks; None if there are none."
@@ -236,7 +250,8 @@ def sweep_command(runs # as from `load_runs`
     knobs = {k: v for k, v in next(filter(None, found)).items() if k not in ("pattern", "name", "seed", "study", "runs", "progress")}
     text = lambda v: v if isinstance(v, str) else json.dumps(v)
     plugins = knobs.pop("plugins", None)
-    words = ["hybrid_sweep", "--study", runs.study.iloc[0], "--patterns", *dict.fromkeys(runs.pattern.dropna()), "--seeds", ",".join(str(int(x)) for x in sorted(set(runs.seed.dropna())))]
+    seeds = ",".join(str(int(x)) for x in sorted(set(runs.seed.dropna())))
+    words = ["hybrid_sweep", "--study", runs.study.iloc[0], "--patterns", *dict.fromkeys(runs.pattern.dropna()), "--seeds", seeds if "," in seeds else f"{seeds},"]
     if plugins: words += ["--plugins", plugins if isinstance(plugins, str) else ",".join(plugins)]
     if knobs: words += ["--set", *(f"{k}={text(v)}" for k, v in knobs.items())]
     return shlex.join(words)
@@ -337,7 +352,7 @@ def _draw_curves(ax, curves, metric, styles):
         ends[p] = mean.index[-1], mean.iloc[-1]
     return ends
 
-# %% ../nbs/11_results.ipynb #ffc50674
+# %% ../nbs/11_results.ipynb #764a9680
 metric_names = dict(val_loss="validation loss (nats a token)", bits_per_byte="validation bits a byte", val_accuracy="next-token accuracy")
 
 def _floor(runs):
@@ -365,26 +380,28 @@ def plot_curves(runs,           # as from `load_runs`
     for ax, title in (left, "Whole training"), (right, f"The last {zoom:.0%} of the steps, enlarged"): ax.set_title(title, loc="left", fontsize=10.5)
     if floor:
         left.axhline(floor, color="#333333", linestyle=(0, (5, 3)), lw=1)
-        left.annotate(f"entropy floor {floor:.3f}", (.98, floor), (0, 3), xycoords=left.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=8.5, color="#333333")
+        left.annotate(f"entropy floor {floor:.3f}", (.98, floor), (0, 3), xycoords=left.get_yaxis_transform(), textcoords="offset points",
+                      ha="right", fontsize=8.5, color="#333333")
     fig.draw_without_rendering()
     _end_labels(right, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #2dada418
+# %% ../nbs/11_results.ipynb #8f705578
 def plot_run(run # folder of the run
             ):
     "Training and validation loss of one run; the first twentieth of the steps sets no limits."
     m = load_metrics(run)
     fig, ax = _axes(7, 3)
     for key, color, label in ("train_loss", "#999999", "training"), ("val_loss", palette[0], "validation (fixed subset)"):
-        if key in m and m[key].notna().any(): ax.plot(m.step[m[key].notna()], m[key].dropna(), color=color, label=label, lw=1.5, marker="o" if key == "val_loss" else None, markersize=3)
+        if key not in m or m[key].isna().all(): continue
+        ax.plot(m.step[m[key].notna()], m[key].dropna(), color=color, label=label, lw=1.5, marker="o" if key == "val_loss" else None, markersize=3)
     late = m[m.step >= m.step.max()/20]
     seen = late[[k for k in ("train_loss", "val_loss") if k in m]].stack().dropna()
     if len(seen): ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(seen.min() - .05*(np.ptp(seen) or 1), seen.max() + .05*(np.ptp(seen) or 1)))
     ax.legend(frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/11_results.ipynb #cc104751
+# %% ../nbs/11_results.ipynb #92c1892b
 def _place_labels(ax, points, styles, # points: {pattern: (x, y)}
                   avoid=() # more points that labels should leave free
                  ):
@@ -405,15 +422,17 @@ def _place_labels(ax, points, styles, # points: {pattern: (x, y)}
             options.append((overlap(box) + 50*outside(box), i, dx, dy, box))
         _, i, dx, dy, box = min(options)
         boxes.append(box)
-        ax.annotate(_label(p), point, (dx, dy), textcoords="offset points", color=styles[p]["color"], fontsize=8.5, va="center", ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                    family="DejaVu Sans Mono", arrowprops=dict(arrowstyle="-", lw=.5, color=styles[p]["color"], alpha=.6, shrinkA=0, shrinkB=4) if i >= 8 else None)
+        color, line = styles[p]["color"], dict(arrowstyle="-", lw=.5, alpha=.6, shrinkA=0, shrinkB=4)
+        ax.annotate(_label(p), point, (dx, dy), textcoords="offset points", color=color, fontsize=8.5, family="DejaVu Sans Mono", va="center",
+                    ha="left" if dx > 0 else "right" if dx < 0 else "center", arrowprops=line | dict(color=color) if i >= 8 else None)
 
-# %% ../nbs/11_results.ipynb #b506748a
+# %% ../nbs/11_results.ipynb #59491cb6
 def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
              ):
     "Final loss against parameters and against runtime; None if neither is known."
     done, styles = runs[runs.status == "finished"], pattern_styles(rank_patterns(runs))
-    costs = [c for c in [("parameters", "parameters (millions)", 1e-6), ("runtime_seconds", "training time (seconds)", 1)] if c[0] in done and done[c[0]].notna().any()]
+    costs = [("parameters", "parameters (millions)", 1e-6), ("runtime_seconds", "training time (seconds)", 1)]
+    costs = [c for c in costs if c[0] in done and done[c[0]].notna().any()]
     if not costs: return None
     fig, axes = _axes(9.2, 3.9, len(costs), sharey=True, squeeze=False)
     for ax, (key, label, scale) in zip(axes[0], costs):
@@ -428,10 +447,11 @@ def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
     axes[0, 0].set(ylabel="final validation loss (nats a token)")
     return fig
 
-# %% ../nbs/11_results.ipynb #609b4c90
+# %% ../nbs/11_results.ipynb #777e0225
 def load_recall(runs) -> pd.DataFrame: # pattern, seed, distance_from, distance_to, accuracy, count
     "The recall measurements of all finished runs, a row a distance."
-    rows = [dict(pattern=r.pattern, seed=getattr(r, "seed", 0)) | part for r in runs.itertuples() if isinstance(getattr(r, "recall", None), list) for part in r.recall]
+    measured = [r for r in runs.itertuples() if isinstance(getattr(r, "recall", None), list)]
+    rows = [dict(pattern=r.pattern, seed=getattr(r, "seed", 0)) | part for r in measured for part in r.recall]
     return pd.DataFrame(rows, columns="pattern seed distance_from distance_to accuracy count".split()).dropna(subset="accuracy")
 
 def plot_recall(runs # as from `load_runs`
@@ -451,13 +471,14 @@ def plot_recall(runs # as from `load_runs`
         ends[p] = mean.index[-1], mean.iloc[-1]
     count = recall.groupby("x")["count"].mean()
     ax.set(xticks=range(len(bins)), xticklabels=[f"{a:,.0f}–{b:,.0f}\nn = {count[x]:,.0f}" for x, (a, b) in enumerate(bins)], xlim=(-.2, len(bins)-.9),
-           ylim=(0, min(1.02, max(.2, recall.accuracy.max()*1.1))), xlabel="distance to the last mention (tokens), and number of spans tested", ylabel="share predicted right")
+           ylim=(0, min(1.02, max(.2, recall.accuracy.max()*1.1))),
+           xlabel="distance to the last mention (tokens), and number of spans tested", ylabel="share predicted right")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     fig.draw_without_rendering()
     _end_labels(ax, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #d89722a0
+# %% ../nbs/11_results.ipynb #8c560e08
 page = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>{css}</style></head>
@@ -471,20 +492,42 @@ def page_css():
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #1c1e21; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", Arial, sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 2.2rem 1.5rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 2.2rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #ddd; }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; } p, ul { max-width: 50rem; margin: .5rem 0; } li { margin: .15rem 0; } .anchor-link { display: none; }
-code { font-family: "DejaVu Sans Mono", ui-monospace, Menlo, Consolas, monospace; font-size: .88em; background: #f3f4f6; padding: .08em .3em; border-radius: 3px; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; line-height: 1.4; background: #f7f7f8; padding: .7rem .9rem; border-radius: 4px; } pre code { background: none; padding: 0; font-size: 1em; }
-blockquote { margin: 1rem 0; padding: .6rem 1.1rem; border-left: 4px solid #0072B2; background: #f2f7fb; } blockquote p { font-size: 1.08rem; }
-p.caption { font-size: .86rem; color: #555; } img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
-.output_html, .output_markdown { overflow-x: auto; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.3rem; margin: 2.2rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #ddd; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
+p, ul { max-width: 50rem; margin: .5rem 0; }
+li { margin: .15rem 0; }
+.anchor-link { display: none; }
+code { font: .88em "DejaVu Sans Mono", ui-monospace, Menlo, Consolas, monospace; background: #f3f4f6; padding: .08em .3em; border-radius: 3px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; line-height: 1.4; background: #f7f7f8; padding: .7rem .9rem; border-radius: 4px; }
+pre code { background: none; padding: 0; font-size: 1em; }
+blockquote { margin: 1rem 0; padding: .6rem 1.1rem; border-left: 4px solid #0072B2; background: #f2f7fb; }
+blockquote p { font-size: 1.08rem; }
+p.caption { font-size: .86rem; color: #555; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+.output_html { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .78rem; font-variant-numeric: tabular-nums; margin: .7rem 0; border: 0; }
 th, td { padding: .34rem .45rem; text-align: right; border: 0; border-bottom: 1px solid #e4e4e7; white-space: nowrap; }
 th { font-weight: 600; color: #444; vertical-align: bottom; border-bottom: 2px solid #999; white-space: normal; }
-tbody tr:hover { background: #f6f8fa; } table.text th, table.text td { text-align: left; white-space: normal; vertical-align: top; }
-table.summary td:nth-child(2), table.summary th:nth-child(2) { text-align: left; } table.summary td:nth-child(2) { font-family: "DejaVu Sans Mono", ui-monospace, monospace; }
-details { margin: .8rem 0; } summary { color: #555; font-size: .9rem; cursor: pointer; }
-@media print { details { display: none; } body { font-size: 10.5pt; } main { max-width: none; padding: 0; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; } table.summary { font-size: 6pt; width: 100%; } table.summary th, table.summary td { padding: .12rem .1rem; } .output_html { overflow: visible; } h2, h3 { break-after: avoid; } img, tr { break-inside: avoid; } @page { margin: 14mm; } }
+tbody tr:hover { background: #f6f8fa; }
+table.text th, table.text td { text-align: left; white-space: normal; vertical-align: top; }
+table.summary :is(th, td):nth-child(2) { text-align: left; }
+table.summary td:nth-child(2) { font-family: "DejaVu Sans Mono", ui-monospace, monospace; }
+details { margin: .8rem 0; }
+summary { color: #555; font-size: .9rem; cursor: pointer; }
+@page { margin: 14mm; }
+@media print {
+  details { display: none; }
+  body { font-size: 10.5pt; }
+  main { max-width: none; padding: 0; }
+  table { font-size: 7.5pt; }
+  th, td { padding: .2rem .3rem; }
+  table.summary { font-size: 6pt; width: 100%; }
+  table.summary :is(th, td) { padding: .12rem .1rem; }
+  .output_html { overflow: visible; }
+  h2, h3 { break-after: avoid; }
+  img, tr { break-inside: avoid; }
+}
 """
 
 # %% ../nbs/11_results.ipynb #9fb87a73
@@ -518,16 +561,18 @@ def show_table(df, kind="summary"):
     from IPython.display import HTML, display
     display(HTML(df.to_html(index=False, border=0, classes=kind)))
 
-# %% ../nbs/11_results.ipynb #fff4e45e
+# %% ../nbs/11_results.ipynb #ecf903a7
 def study_record(runs, title) -> dict:
     "The report's numbers for other programs."
     table = summary_table(runs)
     clean = lambda df: json.loads(df.to_json(orient="records", double_precision=10))
     drop = [c for c in ("recall", "path", "error") if c in runs]
-    return dict(title=title, answer=answer(table), caveats=caveats(runs, table), pooled_sd=None if math.isnan(sd := pooled_sd(runs[runs.status == "finished"])) else sd,
-                table=clean(table), runs=clean(runs.drop(columns=drop)), recall=clean(load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()))
+    recall = load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()
+    sd = table.attrs["pooled_sd"]
+    return dict(title=title, answer=answer(table), caveats=caveats(runs, table), pooled_sd=None if math.isnan(sd) else sd,
+                table=clean(table), runs=clean(runs.drop(columns=drop)), recall=clean(recall))
 
-# %% ../nbs/11_results.ipynb #8739a4dc
+# %% ../nbs/11_results.ipynb #c00b5ec9
 def render(study=None,    # folder of a study; or
            out=None,      # the HTML file to write, default reports/<study>.html
            csv=None,      # a W&B export instead of a study
@@ -545,7 +590,8 @@ def render(study=None,    # folder of a study; or
     record = study_record(runs, title)
     out.parent.mkdir(parents=True, exist_ok=True)
     executed, parameters = out.with_suffix(".ipynb"), dict(study=study and str(study), csv=csv and str(csv), title=title)
-    try: nb = papermill.execute_notebook(template, executed, parameters, kernel_name="python3", language="python", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
+    try: nb = papermill.execute_notebook(template, executed, parameters, kernel_name="python3", language="python", progress_bar=False,
+                                         extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as e: raise RuntimeError(f"{template}: {e.ename}: {e.evalue} (the traceback is in {executed})") from None
     with atomic_write(out) as f: f.write(to_html(nb, title))
     save_json(record, out.with_suffix(".json"))

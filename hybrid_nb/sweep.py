@@ -82,16 +82,19 @@ def template_path(name,      # "train.ipynb" or "results.ipynb"
     if not path.is_file(): raise ValueError(f"template {str(path)!r}: no such file; name one with --template FILE (it is reports/{name} of the repository)")
     return path
 
-# %% ../nbs/10_sweep.ipynb #dd9510ff
+# %% ../nbs/10_sweep.ipynb #408937e6
 def parameters_cell() -> str: # Python source
     "The parameters cell of `reports/train.ipynb`: every setting of model, data and training with its default."
     from fastcore.docments import docments
     from hybrid_nb.train import config_fields, configs
-    lines = ['pattern = "AMAMAMAM" # one letter a block', 'name = None # of the run; None: the pattern and the seed', 'study = "default" # the run is written to RUNS/STUDY/NAME',
-             'runs = "runs" # folder of all studies', 'plugins = None # modules, scripts or notebooks that register mixers of your own', 'progress = True # show progress bars']
+    lines = ['pattern = "AMAMAMAM" # one letter a block', 'name = None # of the run; None: the pattern and the seed',
+             'study = "default" # the run is written to RUNS/STUDY/NAME', 'runs = "runs" # folder of all studies',
+             'plugins = None # modules, scripts or notebooks that register mixers of your own', 'progress = True # show progress bars']
     for cls, title in zip(configs, ("model", "data", "training")):
         help = docments(cls)
-        lines += ["", f"# {title}", *(f"{f.name} = {f.default!r}" + (f" # {help[f.name]}" if help.get(f.name) else "") for f in config_fields(cls) if f.name != "pattern")]
+        lines += ["", f"# {title}"]
+        for f in config_fields(cls):
+            if f.name != "pattern": lines.append(f"{f.name} = {f.default!r}" + (f" # {help[f.name]}" if help.get(f.name) else ""))
     return "\n".join(lines)
 
 # %% ../nbs/10_sweep.ipynb #b2e69f0b
@@ -116,7 +119,7 @@ def parse_settings(items # texts such as "steps=200"
         except ValueError: out[k] = v
     return out
 
-# %% ../nbs/10_sweep.ipynb #728f0da8
+# %% ../nbs/10_sweep.ipynb #cb0109aa
 reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
@@ -130,7 +133,8 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     from hybrid_nb.core import load_plugin
     from hybrid_nb.patterns import find_pattern
     from hybrid_nb.train import check_machine
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", study): raise ValueError(f"study {study!r}: must do as the name of a folder (letters, digits, '.', '_', '+', '-')")
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", study):
+        raise ValueError(f"study {study!r}: must do as the name of a folder (letters, digits, '.', '_', '+', '-')")
     for k, use in reserved.items():
         if k in knobs: raise ValueError(f"setting {k!r}: a sweep sets it itself (use {use})")
     for p in plugin_list(plugins): load_plugin(p)
@@ -291,10 +295,11 @@ class Progress:
         print("\r" + line.ljust(width) if self.rewrites else line, end="\n" if last or not self.rewrites else "", file=self.file, flush=True)
         self.shown = time.time()
 
-# %% ../nbs/10_sweep.ipynb #95f29d33
+# %% ../nbs/10_sweep.ipynb #898fcdd9
 studies = dict(
-    quick=dict(patterns=["AAAA", "MMMM", "AMAM", "AAMM", "AMMA", "GGGG"], seeds=2, steps=200, batch_size=8, length=128, hidden_size=64, num_attention_heads=4, learning_rate=3e-3,
-               dropout=0.0, max_documents=2000, eval_every=25, eval_batches=8, recall_documents=100, log_every=5, checkpoint_every=0, save_best=False))
+    quick=dict(patterns=["AAAA", "MMMM", "AMAM", "AAMM", "AMMA", "GGGG"], seeds=2,
+               steps=200, batch_size=8, length=128, hidden_size=64, num_attention_heads=4, learning_rate=3e-3, dropout=0.0, max_documents=2000,
+               eval_every=25, eval_batches=8, recall_documents=100, log_every=5, checkpoint_every=0, save_best=False))
 
 # %% ../nbs/10_sweep.ipynb #4c47890c
 def run_all(plan, # from `plan_sweep`
@@ -320,7 +325,7 @@ def run_all(plan, # from `plan_sweep`
         for w in live: w.run["state"] = run_state(w.run["path"])
         progress.update(last=True)
 
-# %% ../nbs/10_sweep.ipynb #4bd70fa6
+# %% ../nbs/10_sweep.ipynb #73beb36a
 def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if it is in `studies`
           patterns=None,   # list, or text with spaces between
           seeds=None,      # how many, or which; default 2
@@ -343,21 +348,24 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     n = sum(r["state"]["status"] != "finished" for r in plan)
     jobs, threads = share_cores(n, jobs, knobs.get("threads") or None, knobs.get("device", "auto"))
     if n:
-        if progress: print(f"{study}: {n} of {len(plan)} runs to do, {jobs} at a time with {threads} thread{'s'*(threads > 1)} each", file=sys.stderr, flush=True)
+        if progress: print(f"{study}: {n} of {len(plan)} runs to do, {jobs} at a time with {threads} thread{'s'*(threads > 1)} each",
+                           file=sys.stderr, flush=True)
         warn_patience(plan[0]["config"][2])
         load_data(plan[0]["config"][1], progress=progress)  # once, so that the runs only open it
-    parameters = lambda r: dict(pattern=r["pattern"], seed=r["seed"], study=study, runs=str(runs), progress=False) | ({"plugins": plugin_list(plugins)} if plugins else {}) | knobs
+    shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {}) | knobs
+    parameters = lambda r: dict(pattern=r["pattern"], seed=r["seed"]) | shared
     run_all(plan, parameters, template, jobs, threads, Progress(study, plan, progress and n > 0))
     return status_table(plan)
 
-# %% ../nbs/10_sweep.ipynb #86029671
+# %% ../nbs/10_sweep.ipynb #77347b66
 def status_table(plan):
     "What became of the runs of a plan, as a DataFrame."
     import pandas as pd
     rows = []
     for r in plan:
         s = read_json(r["path"]/"summary.json") if r["state"]["status"] == "finished" else {}
-        rows.append(dict(run=r["name"], status=r["state"]["status"], step=r["state"]["step"], final_val_loss=s.get("final_val_loss"), seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
+        rows.append(dict(run=r["name"], status=r["state"]["status"], step=r["state"]["step"], final_val_loss=s.get("final_val_loss"),
+                         seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_sweep.ipynb #7f55dc23

@@ -7,7 +7,7 @@ Prints a table and writes scan-cpu.json beside this file. Peers: the Mamba layer
 `mambapy` (pip install mambapy); rows of absent peers are left out. Rounds go through all contestants in turn, so that
 a slow moment of the machine hits them alike.
 """
-import importlib.util, json, os, resource, statistics, subprocess, sys, time
+import importlib.util, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 import torch, torch.nn.functional as F
@@ -117,14 +117,20 @@ def time_decoding(contexts=(16, 512, 4096), tokens=64):
     return out
 
 
+def peak_bytes():
+    "The most memory this process has held. (Linux passes `ru_maxrss` on from parent to child, so it is of no use there.)"
+    status = Path("/proc/self/status")
+    if status.exists(): return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def peak_memory(name, length):
     "Bytes by which forward + backward of one layer at `length` raise the memory of a fresh process."
     code = f"""
-import sys, resource, torch; sys.path.insert(0, {str(OUT.parent)!r}); import scan
+import sys, torch; sys.path.insert(0, {str(OUT.parent)!r}); import scan
 m = scan.contestants()[{name!r}]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-scan.step(m, torch.randn(1, 16, scan.WIDTH)); before = peak()
-scan.step(m, torch.randn(1, {length}, scan.WIDTH, requires_grad=True)); print(peak() - before)"""
+scan.step(m, torch.randn(1, 16, scan.WIDTH)); before = scan.peak_bytes()
+scan.step(m, torch.randn(1, {length}, scan.WIDTH, requires_grad=True)); print(scan.peak_bytes() - before)"""
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 

@@ -32,7 +32,7 @@ class PeakMemory:
             self.peak = max(self.peak, rss)
     def __exit__(self, *e): self.stop.set(); self.thread.join()
 
-def rates(file, vocab_size, cache, n=3_000, repeats=5):
+def rates(file, vocab_size, cache, n=3_000, repeats=7):
     """Characters a second: the library on texts in memory, our tokens from the same texts, and `load_data` from a file of them.
 
     The machine may be shared, so the four take turns, and the shares are medians over the turns. CPU time (all threads) is beside the wall time."""
@@ -57,7 +57,7 @@ def rates(file, vocab_size, cache, n=3_000, repeats=5):
             c = time.process_time()
             took[name].append(seconds(f))
             cpu[name].append(time.process_time() - c)
-    def share(times, ours): return statistics.median(min(a, b)/o for a, b, o in zip(times["encode_batch"], times["encode_batch_fast"], times[ours]))
+    def share(times, ours): return {lib: statistics.median(a/o for a, o in zip(times[lib], times[ours])) for lib in ("encode_batch", "encode_batch_fast")}
     return dict(characters=chars, documents=len(texts), repeats=repeats, load_average=os.getloadavg()[0], seconds=took, cpu_seconds=cpu,
                 characters_per_second={name: chars / statistics.median(t) for name, t in took.items()},
                 share_of_library={name: share(took, name) for name in ("write_tokens", "load_data")},
