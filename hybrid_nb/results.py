@@ -447,7 +447,7 @@ def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
     axes[0, 0].set(ylabel="final validation loss (nats a token)")
     return fig
 
-# %% ../nbs/11_results.ipynb #777e0225
+# %% ../nbs/11_results.ipynb #de58d69b
 def load_recall(runs) -> pd.DataFrame: # pattern, seed, distance_from, distance_to, accuracy, count
     "The recall measurements of all finished runs, a row a distance."
     measured = [r for r in runs.itertuples() if isinstance(getattr(r, "recall", None), list)]
@@ -457,6 +457,7 @@ def load_recall(runs) -> pd.DataFrame: # pattern, seed, distance_from, distance_
 def plot_recall(runs # as from `load_runs`
                ):
     "Accuracy on spans that earlier text determines, against the distance to their last mention; None if not measured."
+    from matplotlib.ticker import MaxNLocator
     recall, styles, ends = load_recall(runs), pattern_styles(rank_patterns(runs)), {}
     if not len(recall): return None
     bins = recall[["distance_from", "distance_to"]].drop_duplicates().sort_values("distance_from").to_records(index=False).tolist()
@@ -473,6 +474,7 @@ def plot_recall(runs # as from `load_runs`
     ax.set(xticks=range(len(bins)), xticklabels=[f"{a:,.0f}–{b:,.0f}\nn = {count[x]:,.0f}" for x, (a, b) in enumerate(bins)], xlim=(-.2, len(bins)-.9),
            ylim=(0, min(1.02, max(.2, recall.accuracy.max()*1.1))),
            xlabel="distance to the last mention (tokens), and number of spans tested", ylabel="share predicted right")
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     fig.draw_without_rendering()
     _end_labels(ax, ends, styles)
