@@ -33,7 +33,7 @@ def load_run(run # folder of the run
     row |= {k: config[k] for k in ("name", "pattern", "seed") if k in config} | dict(planned_steps=config.get("train", {}).get("steps"))
     return row | {k: last[k] for k in ("tokens", "train_loss") if k in last}
 
-# %% ../nbs/11_results.ipynb #3e7b6cb8
+# %% ../nbs/11_results.ipynb #9e5ac0bd
 def load_runs(study_dir # folder of a study, such as "runs/quick"
              ) -> pd.DataFrame: # one row a run, the summary keys as columns, plus status, step, error and path
     "All runs of a study, also of one that is unfinished or partly damaged."
@@ -43,7 +43,7 @@ def load_runs(study_dir # folder of a study, such as "runs/quick"
     runs = sorted(p for p in study_dir.iterdir() if any((p/f).exists() for f in files))
     if not runs: raise ValueError(f"study {str(study_dir)!r}: no runs in it (a run is a folder with a {', '.join(files[:-1])} or {files[-1]})")
     df = pd.DataFrame([load_run(r) for r in runs])
-    for error in df.error[df.status == "broken"]: warnings.warn(error)
+    for error in df.error[df.status == "broken"]: warnings.warn(error, stacklevel=2)
     return df
 
 # %% ../nbs/11_results.ipynb #5cc24336

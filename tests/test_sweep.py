@@ -7,7 +7,7 @@ from hybrid_nb.sweep import notebook_error, parameters_cell, run_lock, run_state
 
 script = str(Path(sys.executable).with_name("hybrid_sweep"))
 tiny = dict(batch_size=2, length=32, hidden_size=16, num_attention_heads=2, state_size=4, max_documents=100, vocab_size=300, eval_every=5, eval_batches=2, recall_documents=5,
-            log_every=1, save_best=False, device="cpu")
+            log_every=1, save_best=False, device="cpu", threads=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
