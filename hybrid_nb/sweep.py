@@ -295,11 +295,12 @@ class Progress:
         print("\r" + line.ljust(width) if self.rewrites else line, end="\n" if last or not self.rewrites else "", file=self.file, flush=True)
         self.shown = time.time()
 
-# %% ../nbs/10_sweep.ipynb #898fcdd9
+# %% ../nbs/10_sweep.ipynb #baaa090a
 studies = dict(
     quick=dict(patterns=["AAAA", "MMMM", "AMAM", "AAMM", "AMMA", "GGGG"], seeds=2,
-               steps=200, batch_size=8, length=128, hidden_size=64, num_attention_heads=4, learning_rate=3e-3, dropout=0.0, max_documents=2000,
-               eval_every=25, eval_batches=8, recall_documents=100, log_every=5, checkpoint_every=0, save_best=False))
+               max_documents=4000, vocab_size=2048, length=256, hidden_size=64, num_attention_heads=4, state_size=8, dropout=0.0,
+               steps=700, batch_size=4, learning_rate=6e-3, min_learning_rate_ratio=0.1, eval_every=50, eval_batches=10, recall_documents=100,
+               checkpoint_every=0, save_best=False))
 
 # %% ../nbs/10_sweep.ipynb #4c47890c
 def run_all(plan, # from `plan_sweep`
