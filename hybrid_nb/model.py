@@ -187,7 +187,7 @@ class HybridCache(DynamicCache):
         super().reset()
         self.seen = 0
 
-# %% ../nbs/04_model.ipynb #26602ea0
+# %% ../nbs/04_model.ipynb #3e92322c
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
     def __init__(self, config):
@@ -196,7 +196,6 @@ class HybridModel(HybridPreTrainedModel):
         self.embedding_scale = config.hidden_size**0.5 if config.scale_embedding else 1.
         self.layers = nn.ModuleList([Block(config, i) for i in range(len(config.pattern))])
         self.norm = norms[config.norm](config.hidden_size, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -218,7 +217,7 @@ class HybridModel(HybridPreTrainedModel):
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
-        x = self.dropout(x * self.embedding_scale)
+        x = x * self.embedding_scale
         for block, kind in zip(self.layers, self.config.layer_types):
             x = block(x, cache=past_key_values, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
         if isinstance(past_key_values, HybridCache): past_key_values.seen += x.shape[1]
