@@ -22,7 +22,7 @@ report: setup ## run the quick study and write reports/quick.html
 
 test: setup ## check that notebooks and package agree, then test both
 	$(BIN)/pytest -q tests/test_notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/nbdev_test --path # a fresh process each: a notebook defines the operators that others import
 	$(BIN)/pytest -q tests --ignore tests/test_notebooks.py
 
 lab: setup ## open JupyterLab on the tour
