@@ -9,15 +9,15 @@ __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'load_run', 'load
            'load_curves', 'plot_curves', 'plot_run', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html',
            'show', 'show_table', 'study_record', 'render', 'hybrid_report']
 
-# %% ../nbs/11_results.ipynb #6a6dc1ac
+# %% ../nbs/11_results.ipynb #9f70903f
 import json, math, re, shlex, warnings
 import numpy as np, pandas as pd
 from itertools import combinations
 from pathlib import Path
 from fastcore.script import Param
-from .core import atomic_write, command, environment, save_json
+from .core import atomic_write, command, environment, read_json, save_json
 from .patterns import find_pattern, short_pattern
-from .sweep import last_metrics, plain_warnings, read_json, run_state, template_path
+from .sweep import last_metrics, run_state, template_path
 
 # %% ../nbs/11_results.ipynb #6a557c2f
 def load_run(run # folder of the run
@@ -600,7 +600,7 @@ def render(study=None,    # folder of a study; or
     plot_ranking(runs).savefig(out.with_suffix(".png"), dpi=200)
     return out
 
-# %% ../nbs/11_results.ipynb #21da2fd9
+# %% ../nbs/11_results.ipynb #2b0397e5
 @command
 def hybrid_report(
     study: Param("folder of a study, such as runs/quick", str, nargs="?", opt=False) = None,
@@ -610,4 +610,4 @@ def hybrid_report(
     title: str = None,    # of the report
 ):
     "Write the report of a study: tables, figures and caveats in one HTML file."
-    with plain_warnings(): print(render(study, out=out, csv=csv, template=template, title=title))
+    print(render(study, out=out, csv=csv, template=template, title=title))

@@ -7,10 +7,10 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'make_optimizer', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled', 'recall_table',
            'MetricsFile', 'save_checkpoint', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
            'Trainer', 'make_accelerator', 'seed_step', 'peak_memory', 'device_name', 'train', 'check_machine',
-           'with_tokens', 'read_json', 'clear_run', 'config_fields', 'split_knobs', 'train_run', 'flag_parameter',
-           'with_flags', 'hybrid_train', 'describe_summary']
+           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
+           'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #4096f4a1
+# %% ../nbs/08_train.ipynb #0ebab02b
 import json, math, os, random, shutil, sys, time, warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -30,12 +30,13 @@ from accelerate.utils import set_seed
 from fastcore.basics import patch
 from fastcore.docments import docments
 from fastcore.script import Param
+from filelock import Timeout
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from .core import command, environment, load_plugin, save_json
+from .core import command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .model import HybridConfig
 from .patterns import parse_pattern
@@ -179,12 +180,14 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #8ae053ae
+# %% ../nbs/08_train.ipynb #c2c14fdc
 @torch.no_grad()
 def recalled(model: nn.Module, documents: list, # as `data.recall_documents` returns them
+             length: int|None = None, # tokens of a document that are read; None: all
              tokens: int = 8192, # at most so many in a batch, padding included
              device=None) -> list: # (distance in tokens, recalled?) of each span
     "Which marked spans the model predicts rightly."
+    documents = [dict(input_ids=d["input_ids"][:length], spans=[s for s in d["spans"] if s[1] <= len(d["input_ids"][:length])]) for d in documents]
     documents, result = sorted(documents, key=lambda d: len(d["input_ids"])), []
     while documents:
         size = max(1, tokens // len(documents[-1]["input_ids"])) # longest first: memory runs out at once or never
@@ -202,13 +205,14 @@ def recall_table(spans: list) -> list[dict]: # distance_from (inclusive), distan
     return [dict(distance_from=2**k, distance_to=2**(k+1), accuracy=sum(r) / len(r), count=len(r))
             for k, r in sorted(bins.items())]
 
-# %% ../nbs/08_train.ipynb #036d6d97
+# %% ../nbs/08_train.ipynb #b969a515
 class MetricsFile:
     "Lines of JSON appended to `path`; opening it keeps the whole lines up to `step`."
     def __init__(self, path, step: int = 0):
         path = Path(path)
         old = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [] # after the last newline: half a line
-        kept = [line for line in old if json.loads(line)["step"] <= step]
+        try: kept = [line for line in old if json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError): raise ValueError(f"{path}: damaged; start the run anew (--restart)") from None
         tmp = path.with_name(f".{path.name}.tmp")
         tmp.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(tmp, path)
@@ -258,7 +262,7 @@ def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #57e619ad
+# %% ../nbs/08_train.ipynb #e66742ab
 harmless = set("wandb wandb_project threads device compile keep_checkpoints checkpoint_every save_best cache_dir".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
@@ -268,15 +272,16 @@ def knobs(config) -> dict: # plain values, ready for JSON
 
 token_ids = "pad_token_id bos_token_id eos_token_id".split() # the tokenizer's to say
 
-def check_same(old: dict, new: dict, # contents of two `config.json`
-               run_dir, parts=("model", "data", "train")):
+def check_same(old: dict, new: dict, # contents of two `config.json`; the corpus is compared where both state it
+               run_dir):
     "Raise a `ValueError` naming the settings in which they differ."
-    new = json.loads(json.dumps(new))
-    def same(part, k, v): return k in harmless or (part, k) == ("model", "vocab_size") or old.get(part, {}).get(k, v) == v
-    changed = [f"{k} {old[part][k]!r} there, {v!r} now" for part in parts for k, v in new[part].items() if not same(part, k, v)]
-    what = "another state of the corpus" if "corpus" in parts else "other settings"
-    if changed: raise ValueError(f"{run_dir} holds a run with {what}: {', '.join(changed)} "
-                                 "(take another name, or start it anew with resume=False or --restart)")
+    new, parts = json.loads(json.dumps(new)), [p for p in ("model", "data", "train", "corpus") if p in new and p in old]
+    def same(part, k, v): return k in harmless or (part, k) == ("model", "vocab_size") or old[part].get(k, v) == v
+    changed = [(part, f"{k} {old[part][k]!r} there, {v!r} now") for part in parts for k, v in new[part].items() if not same(part, k, v)]
+    if not changed: return
+    what = "another state of the corpus" if all(part == "corpus" for part, _ in changed) else "other settings"
+    raise ValueError(f"{run_dir} holds a run with {what}: {', '.join(text for _, text in changed)} "
+                     "(take another name, or start it anew with resume=False or --restart)")
 
 # %% ../nbs/08_train.ipynb #f3f89099
 @dataclass
@@ -414,7 +419,7 @@ def validate(self: Trainer) -> dict: # to add to the line of metrics
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #da307d14
+# %% ../nbs/08_train.ipynb #a92122f1
 @patch
 def save(self: Trainer):
     "Save a checkpoint of this step; keep the best and the last ones."
@@ -425,8 +430,10 @@ def save(self: Trainer):
     self.mark_best()
     every, keep, saved = self.cfg.checkpoint_every, self.cfg.keep_checkpoints, checkpoints(self.dir)
     regular = [p for p in saved if every and int(p.name[5:]) % every == 0]
+    best = self.dir/"checkpoints"/"best.json"
+    best = read_json(best)["folder"] if best.exists() else None
     for p in set(saved) - {*regular[-keep:], folder}: # [-0:] is all of them
-        if int(p.name[5:]) != self.state.best_step: shutil.rmtree(p)
+        if p.name != best: shutil.rmtree(p)
     self.lap()
 
 @patch
@@ -439,11 +446,13 @@ def mark_best(self: Trainer):
 @patch
 def load(self: Trainer, folder):
     "Continue from a checkpoint."
-    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    self.model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
-    saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
-    self.state = State(**saved["state"])
-    self.optimizer.load_state_dict(saved["optimizer"])
+    try:
+        with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        self.model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
+        saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
+        self.state = State(**saved["state"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+    except Exception as e: raise RuntimeError(f"checkpoint {folder}: cannot be read ({e}); delete it to continue from the one before") from e
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     self.mark_best()
 
@@ -477,7 +486,7 @@ def fit(self: Trainer) -> dict: # the summary
         self.metrics.close()
         self.accelerator.end_training()
 
-# %% ../nbs/08_train.ipynb #2381cfdc
+# %% ../nbs/08_train.ipynb #d8ffee62
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
@@ -488,7 +497,7 @@ def finish(self: Trainer) -> dict: # the summary
     if not math.isfinite(final["val_loss"]): self.not_finite(s.step, f"loss {final['val_loss']} on the whole validation set")
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else []
     self.model.eval()
-    with self.accelerator.autocast(): recall = recall_table(recalled(self.model, documents, device=self.device))
+    with self.accelerator.autocast(): recall = recall_table(recalled(self.model, documents, data.cfg.length + 1, device=self.device))
     self.lap()
     summary = self.summary(final) | dict(recall=recall, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
@@ -531,7 +540,7 @@ def start_trackers(self: Trainer):
     init = dict(mode=self.cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"])
     self.accelerator.init_trackers(self.cfg.wandb_project, config=self.config, init_kwargs=dict(wandb=init))
 
-# %% ../nbs/08_train.ipynb #6a5701cb
+# %% ../nbs/08_train.ipynb #fdd421e3
 def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -550,21 +559,20 @@ def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
     check_machine(cfg)
     config = dict(name=name or run_dir.name, study=study or run_dir.resolve().parent.name, pattern=model_config.pattern,
                   seed=cfg.seed, model=knobs(model_config), data=knobs(data_config), train=knobs(cfg))
-    if not resume: clear_run(run_dir)
-    old, summary = (read_json(run_dir/f"{f}.json") for f in ("config", "summary"))
-    if old: check_same(old, config, run_dir)
-    if summary: return summary
+    if resume and (summary := finished(run_dir, config)): return summary
     warn_patience(cfg)
     if cfg.threads: torch.set_num_threads(cfg.threads)
     data = data or load_data(data_config, rebuild=rebuild_cache, progress=progress)
     config["corpus"] = data.stats()
-    if old: check_same(old, config, run_dir, parts=["corpus"])
     model_config = with_tokens(model_config, data)
     config["model"]["vocab_size"] = data.vocab_size
-    save_json(config | dict(environment=environment()), run_dir/"config.json")
-    return Trainer(model_config, data, cfg, run_dir, config, progress, on_step).fit()
+    with training_lock(run_dir):
+        if not resume: clear_run(run_dir)
+        if summary := finished(run_dir, config): return summary
+        save_json(config | dict(environment=environment()), run_dir/"config.json")
+        return Trainer(model_config, data, cfg, run_dir, config, progress, on_step).fit()
 
-# %% ../nbs/08_train.ipynb #66c78eec
+# %% ../nbs/08_train.ipynb #f819521b
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -580,14 +588,25 @@ def with_tokens(model_config: HybridConfig, data) -> HybridConfig: # a copy
     model_config.vocab_size = data.vocab_size
     return model_config
 
-def read_json(path): return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def finished(run_dir, config: dict) -> dict|None: # the summary of a finished run
+    "Refuse a folder that holds a run of another configuration; return the summary if there is one."
+    old, summary = (read_json(path) if (path := run_dir/f"{name}.json").exists() else None for name in ("config", "summary"))
+    if old: check_same(old, config, run_dir)
+    return summary
+
+@contextmanager
+def training_lock(run_dir):
+    "Keep other processes from training in the same folder."
+    try: lock = run_lock(run_dir).acquire()
+    except Timeout: raise RuntimeError(f"{run_dir}: another process is training this run") from None
+    with lock: yield
 
 def clear_run(run_dir):
     "Delete the record of a run, its summary first."
     for name in ("summary.json", "config.json", "metrics.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
     shutil.rmtree(Path(run_dir)/"checkpoints", ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #9ac39c9f
+# %% ../nbs/08_train.ipynb #9c259649
 def config_fields(cls) -> list: # dataclass fields
     "The settings that a configuration class declares itself."
     hidden = {*token_ids, "use_cache"} | ({"vocab_size"} if cls is HybridConfig else set())
@@ -595,16 +614,28 @@ def config_fields(cls) -> list: # dataclass fields
 
 configs = HybridConfig, DataConfig, TrainConfig
 
+def types_of(anno) -> list: # such as [int, NoneType]
+    "The types that an annotation allows."
+    return list(get_args(anno)) or [anno]
+
+def check_type(k, v, anno):
+    "Raise a `ValueError` if the setting `k` cannot be `v`. A whole number will do for a float, True not for a number."
+    allowed = types_of(anno)
+    fits = type(v) in allowed or (type(v) is int and float in allowed)
+    if not fits: raise ValueError(f"{k} {v!r}: must be {' or '.join('none' if t is NoneType else t.__name__ for t in allowed)}")
+
 def split_knobs(**knobs) -> tuple: # model, data and training configuration
     "Sort settings into their configurations; those not given keep their defaults."
     known = {f.name: cls for cls in configs for f in config_fields(cls)}
-    for k in knobs:
+    types = {k: t for cls in configs for k, t in get_annotations(cls, eval_str=True).items()}
+    for k, v in knobs.items():
         if k not in known:
             near = get_close_matches(k, known, n=1)
             raise ValueError(f"setting {k!r}: unknown" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        check_type(k, v, types[k])
     return tuple(cls(**{k: v for k, v in knobs.items() if known[k] is cls}) for cls in configs)
 
-# %% ../nbs/08_train.ipynb #5f4c6f17
+# %% ../nbs/08_train.ipynb #27be9da5
 def train_run(pattern: str, # one letter a block
               name: str|None = None, # default: the pattern and the seed, such as AMAM-s0
               study: str = "default", # folder of the run within `runs`
@@ -616,17 +647,17 @@ def train_run(pattern: str, # one letter a block
     "Train one pattern in `runs/study/name`, with any settings by name."
     for plugin in (plugins or "").split() if not isinstance(plugins, list) else plugins: load_plugin(plugin)
     model_config, data_config, train_config = split_knobs(pattern=pattern, **knobs)
-    name = name or f"{model_config.pattern}-s{train_config.seed}"
+    if name is None: name = f"{model_config.pattern}-s{train_config.seed}"
     for k, v in dict(name=name, study=study).items():
-        if v in (".", "..") or set(v) & set('/\\\0'): raise ValueError(f"{k} {v!r}: must do as the name of a folder")
+        if v in ("", ".", "..") or set(v) & set('/\\\0'): raise ValueError(f"{k} {v!r}: must do as the name of a folder")
     return train(model_config, data_config, train_config, Path(runs)/study/name, name, study, resume, rebuild_cache, progress)
 
-# %% ../nbs/08_train.ipynb #c37032db
+# %% ../nbs/08_train.ipynb #8d68e2ff
 def flag_parameter(name, anno, default, help="") -> Parameter:
     "A keyword parameter as `call_parse` understands it; `none` stands for no value where that is allowed."
-    types = [t for t in get_args(anno) if t is not NoneType] or [anno]
+    types = [t for t in types_of(anno) if t is not NoneType]
     def parse(text):
-        if text.lower() == "none" and NoneType in get_args(anno): return None
+        if text.lower() == "none" and NoneType in types_of(anno): return None
         for t in types:
             try: return t(text)
             except ValueError: pass
