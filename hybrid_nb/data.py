@@ -236,7 +236,7 @@ def find_bad_line(files: Iterable[str] # text or .jsonl files that cannot be rea
                 except UnicodeError as e: return f"{name}, line {n}: not valid UTF-8 ({e})"
                 except ValueError as e: return f"{name}, line {n}: not valid JSON ({e})"
 
-# %% ../nbs/07_data.ipynb #db44e783
+# %% ../nbs/07_data.ipynb #7a25d7ac
 def read_rows(c: Corpus, val: bool = False) -> Iterator[dict]:
     "The rows of a corpus; what is wrong with a file is one line that names it and the place."
     if c.generate:
@@ -251,6 +251,7 @@ def read_rows(c: Corpus, val: bool = False) -> Iterator[dict]:
         names = rows.column_names
         missing = [f for f in wanted or () if names and f not in names]
         if not missing: yield from rows.select_columns(wanted) if wanted and names else rows
+    except StopIteration: return   # what `datasets` says of an empty .jsonl file
     except (RuntimeError, MemoryError): raise
     except Exception as e:
         place = None

@@ -466,10 +466,11 @@ def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None) -> list[T
 @_conv_grad_op.register_fake
 def _(dy, x, w, bias): return [torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(w), x.new_empty(x.shape[2])]
 
-# %% ../nbs/01a_scan_cpu.ipynb #88160d33
+# %% ../nbs/01a_scan_cpu.ipynb #3c8ba2a2
 def _conv_grad(ctx, dy):
-    dx, dw, dbias = _conv_grad_op(dy, *ctx.saved_tensors)
-    return dx, dw, None if ctx.saved_tensors[2] is None else dbias
+    x, w, bias = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
+    dx, dw, dbias = _conv_grad_op(dy, x, w, bias)
+    return dx, dw, None if bias is None else dbias
 
 _conv_op.register_autograd(_conv_grad, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 

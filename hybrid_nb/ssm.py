@@ -67,7 +67,7 @@ def initial_steps(
     dt = torch.empty(n, device=device, dtype=torch.float32).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
 
-# %% ../nbs/02_ssm.ipynb #c489c1b4
+# %% ../nbs/02_ssm.ipynb #e82d814a
 class Mamba(nn.Module):
     "Mamba mixer (Gu & Dao 2023); parameter names and shapes are those of `transformers`' `MambaMixer`."
     def __init__(self,
@@ -112,8 +112,8 @@ class Mamba(nn.Module):
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
         state = _recurrent_state(cache, self.layer_idx)
-        u, z = self.in_proj(_zero_padding(x, padding_mask)).chunk(2, dim=-1)
-        u = _zero_padding(conv_silu(u, self.conv1d, cache, self.layer_idx), padding_mask)
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = _zero_padding(conv_silu(_zero_padding(u, padding_mask), self.conv1d, cache, self.layer_idx), padding_mask)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, state = selective_scan(u, F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), B, C, self.D, z,
                                   self.dt_proj.bias, delta_softplus=True, initial_state=state, return_state=True, backend=self.backend)

@@ -273,7 +273,7 @@ def test_validation_targets_once(cfg, length):
     (dict(corpus="{tmp}/latin.txt"), ["latin.txt, line 2", "UTF-8"]),
     (dict(corpus="{tmp}/cut.jsonl.xz"), ["cut.jsonl.xz"]),
     (dict(corpus="{tmp}/not.parquet"), ["not.parquet"]),
-    (dict(corpus="{tmp}/empty.jsonl"), ["empty.jsonl"]),
+    (dict(corpus="{tmp}/empty.jsonl"), ["empty.jsonl", "no documents in it"]),
     (dict(corpus="{tmp}/blank.jsonl"), ["blank.jsonl", "no documents"]),
     (dict(corpus="{tmp}/one.jsonl"), ["one.jsonl", "training and", "validation documents"]),
     (dict(text_field="body"), ["'body'", "fields present: text"]),

@@ -61,15 +61,16 @@ def test_command_end_to_end(lab):
     assert not list(run.rglob("*.tmp"))
 
 @pytest.mark.parametrize("kw, message", [
-    (dict(steps=0), "steps 0: must be at least 1"), (dict(steps="ten"), "--steps"), (dict(pattern="AMx"), "pattern 'AMx'"), (dict(pattern="AQ0"), "pattern"),
+    (dict(steps=0), "steps 0: must be at least 1"), (dict(steps="ten"), "argument --steps: invalid int value: 'ten'"), (dict(pattern="AMx"), "pattern 'AMx'"), (dict(pattern="AQ0"), "pattern"),
     (dict(num_attention_heads=3), "num_attention_heads 3"), (dict(batch_size=4, accumulation=3), "accumulation 3: must divide batch_size 4"),
     (dict(eval_every=0), "eval_every 0"), (dict(precision="fp8"), "precision 'fp8'"), (dict(precision="fp16", device="cpu"), "precision 'fp16'"),
-    (dict(corpus="missing.jsonl"), "missing.jsonl"), (dict(length=10**7), "length 10000000"), (dict(name="a/b"), "name 'a/b'"), (dict(nonsense=1), "nonsense"),
+    (dict(corpus="missing.jsonl"), "missing.jsonl"), (dict(length=10**7), "length 10000000"), (dict(name="a/b"), "name 'a/b'"), (dict(name=""), "name '': must do as the name of a folder"), (dict(nonsense=1), "nonsense"),
     (dict(plugins="missing.py"), "missing.py")])
 def test_bad_arguments(lab, capsys, kw, message):
     assert command(*flags(**dict(pattern="A", name="bad", steps=3) | kw)) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+    assert len([l for l in error.splitlines() if not l.startswith("warning:")]) == 1
     assert not (lab/"runs"/"default"/"bad"/"summary.json").exists()
 
 def test_finished_and_changed(lab, capsys):
