@@ -8,7 +8,7 @@ __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'reg
            'HybridCache', 'HybridModel', 'uncached', 'HybridForCausalLM', 'parameter_table', 'count_parameters',
            'describe', 'from_mamba', 'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #03b667f4
+# %% ../nbs/04_model.ipynb #670e1a75
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .attention import Attention
 from .core import command
+from .loss import linear_cross_entropy
 from .patterns import add_block, blocks, find_pattern, named_patterns, parse_pattern, short_pattern
 from .ssm import GatedConv, Mamba
 
@@ -236,7 +237,7 @@ class HybridModel(HybridPreTrainedModel):
 
 def uncached(config): return ", ".join(sorted({letter for letter in config.pattern if mixers[letter].cache is None}))
 
-# %% ../nbs/04_model.ipynb #b0f00476
+# %% ../nbs/04_model.ipynb #c50f255e
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     "A language model of any pattern; every method of a transformers model works."
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -260,11 +261,20 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
                 **kwargs) -> CausalLMOutputWithPast:
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if self.training and not (labels is None and shift_labels is None):
+            loss = self.training_loss(out.last_hidden_state, labels, shift_labels, **kwargs)
+            return CausalLMOutputWithPast(loss=loss, past_key_values=out.past_key_values)
         logits, loss = self.lm_head(out.last_hidden_state[:, keep]), None
         if labels is not None or shift_labels is not None:
             if shift_labels is not None: shift_labels = shift_labels.contiguous() # a slice of a window is not
             loss = self.loss_function(logits, labels, self.config.vocab_size, shift_labels=shift_labels, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+
+    def training_loss(self, hidden, labels=None, shift_labels=None, num_items_in_batch=None, **kwargs):
+        "As transformers' loss function: the mean over targets, or the sum divided by `num_items_in_batch`."
+        if shift_labels is None: shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+        nats, _ = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels)
+        return nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
 
     @classmethod
     def _supports_default_dynamic_cache(cls): return False # the model makes a `HybridCache` itself

@@ -10,7 +10,7 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
            'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #0ebab02b
+# %% ../nbs/08_train.ipynb #59d5ed0b
 import json, math, os, random, shutil, sys, time, warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -38,6 +38,7 @@ from transformers.utils import logging as hf_logging
 
 from .core import command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
+from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
@@ -134,19 +135,19 @@ def make_optimizer(model: nn.Module, # on its device already
     fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for p in params)
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
 
-# %% ../nbs/08_train.ipynb #e135d772
+# %% ../nbs/08_train.ipynb #2b11f4e5
 class Objective(nn.Module):
-    "The loss of `model` as a sum over targets."
+    "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
 
     def forward(self,
                 input_ids: Tensor, # (batch, length)
                 targets: Tensor, # (batch, length), the next tokens; -100 is not counted
-                count: int = 1, # what the sum is divided by: the targets of the whole step
-                accuracy: bool = False # also count the targets that have the highest logit
-               ): # nats, right guesses (None unless asked)
-        out = self.model(input_ids=input_ids, labels=targets, shift_labels=targets, num_items_in_batch=count, use_cache=False)
-        return out.loss, (out.logits.argmax(-1) == targets).sum() if accuracy else None
+                count: int = 1 # what the sum is divided by: the targets of the whole step
+               ) -> tuple: # nats, targets that have the highest logit
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        nats, right = linear_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
+        return nats / count, right
 
 # %% ../nbs/08_train.ipynb #f3b74075
 def eval_windows(n: int, # windows in the validation set
@@ -158,7 +159,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(s, min(s + size, n)) for s in starts]
 
-# %% ../nbs/08_train.ipynb #e277eced
+# %% ../nbs/08_train.ipynb #2fef4a53
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
              windows: list, # from `eval_windows`
@@ -169,7 +170,7 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
     objective.eval()
     for start, stop in windows:
         x, y = data.val_batch(start, stop)
-        loss, right = objective(x.to(device), y.to(device), accuracy=True)
+        loss, right = objective(x.to(device), y.to(device))
         parts.append(torch.stack([loss.float(), right.float()]))
         count += int((y != -100).sum())
         if bar is not None: bar.update()
@@ -572,7 +573,7 @@ def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
         save_json(config | dict(environment=environment()), run_dir/"config.json")
         return Trainer(model_config, data, cfg, run_dir, config, progress, on_step).fit()
 
-# %% ../nbs/08_train.ipynb #f819521b
+# %% ../nbs/08_train.ipynb #f90180a5
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -597,7 +598,7 @@ def finished(run_dir, config: dict) -> dict|None: # the summary of a finished ru
 @contextmanager
 def training_lock(run_dir):
     "Keep other processes from training in the same folder."
-    try: lock = run_lock(run_dir).acquire()
+    try: lock = run_lock(run_dir).acquire(timeout=1) # who only asks whether it is running holds it for an instant
     except Timeout: raise RuntimeError(f"{run_dir}: another process is training this run") from None
     with lock: yield
 

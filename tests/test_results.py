@@ -17,6 +17,7 @@ def partial(tmp_path_factory):
     make_run(study, "AAAAAAAA", 2, status="interrupted")
     make_run(study, "GGGGGGGG", 2, status="failed")
     (study/"MMMMMMMM-s1"/"summary.json").write_text('{"name": "MMMM')
+    (study/"MMMMMMMM-s0"/"config.json").write_text("[]")
     with open(study/"AMAMAMAM-s0"/"metrics.jsonl", "a") as f: f.write("not json\n")
     (study/"AMAMAMAM-s9").mkdir(); (study/"AMAMAMAM-s9"/"train.ipynb").write_text(json.dumps(dict(cells=[], metadata={}, nbformat=4, nbformat_minor=5)))
     return study
@@ -25,7 +26,8 @@ def partial(tmp_path_factory):
 def page(partial, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")/"deep"/"report.html"
     done = shell(partial, "--out", out, "--title", "A <partial> study")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == f"15 runs read; running {Path('reports/results.ipynb')}", done.stderr
+    assert done.stderr.count("warning: ") == len(done.stderr.splitlines()) - 1 and done.stdout == f"{out}\n"
     return out
 
 def test_page_stands_alone(page):
@@ -34,25 +36,51 @@ def test_page_stands_alone(page):
     assert html.count("data:image/png;base64,") == 4 and html.count("<img") == html.count("alt=")
     assert "<title>A &lt;partial&gt; study</title>" in html and "Error in" not in html
 
-def test_page_tells_what_is_missing(page):
+def test_page_tells_what_is_missing(page, partial):
     html = page.read_text()
     assert "11 finished runs of 15" in html and "4 of 15 runs have no result" in html
     assert "RuntimeError: loss is not finite" in html and "step 100 of 200" in html
     assert "MMMMMMMM-s1/summary.json" in html and "metrics.jsonl line 31: not a metrics record" in html
-    assert "between 1 and 2 seeds" in html
+    assert "between 1 and 2 seeds" in html and "MMMMMMMM-s0/config.json: must be a JSON object" in html
+    assert str(partial) not in re.sub(r"<details>.*", "", html, flags=re.S), "a message names a place on this machine"
+
+def test_page_claims_no_more_than_it_knows(page):
+    html = page.read_text()
+    assert "rule of thumb over few seeds" in html and "no greater distance is measured" in html and "256 tokens" in html
 
 def test_numbers_for_programs(page, partial):
     record = json.loads(page.with_suffix(".json").read_text())
-    table = summary_table(load_runs(partial))
+    with pytest.warns(UserWarning, match="MMMMMMMM-s1"): table = summary_table(load_runs(partial))
     assert [r["pattern"] for r in record["table"]] == table.pattern.tolist() and len(table) == len(patterns)
     assert [r["final_val_loss"] for r in record["table"]] == pytest.approx(table.final_val_loss.tolist())
     assert len(record["runs"]) == 15 and record["answer"].startswith("Of the 6 patterns, `AMAMAMAM`")
     assert page.with_suffix(".png").stat().st_size > 10_000 and page.with_suffix(".ipynb").exists()
 
+def text_of(path): return re.sub(r"base64,[A-Za-z0-9+/=]*|" r'"image/png": "[^"]*"', "", path.read_text())
+
+def test_report_names_no_place_on_this_machine(tmp_path):
+    "Given by absolute paths, a study in the repository is shown by relative ones."
+    (tmp_path/".git").mkdir(); (tmp_path/"nbs").mkdir()
+    study, template = make_study(tmp_path/"runs"/"s", seeds=1), tmp_path/"mine.ipynb"
+    parameters = dict(pattern="AM", seed=0, runs=str(tmp_path/"runs"), cache_dir=str(tmp_path/"cache"), plugins=[str(tmp_path/"mine.py")], tokenizer="3")
+    (study/"AAAAAAAA-s0"/"train.ipynb").write_text(json.dumps(dict(metadata=dict(papermill=dict(parameters=parameters)))))
+    (study/"AAAAAAAA-s0"/"config.json").write_text("{")
+    template.write_bytes((here.parent/"reports"/"results.ipynb").read_bytes())
+    done = subprocess.run([*report, study, "--template", template, "--out", tmp_path/"s.html", "--quiet"], capture_output=True, text=True, cwd=tmp_path/"nbs")
+    assert done.returncode == 0 and done.stderr.count("\n") == done.stderr.count("warning: "), done.stderr
+    for suffix in ".html", ".json", ".ipynb": assert str(tmp_path) not in text_of((tmp_path/"s").with_suffix(suffix)), suffix
+    html = (tmp_path/"s.html").read_text()
+    assert "--plugins ../mine.py --set 'tokenizer=\"3\"'\nhybrid_report runs/s\n" in html, html[html.index("hybrid_sweep"):][:500]
+
+reports = sorted(p for p in (here.parent/"reports").rglob("*") if p.suffix in (".html", ".json"))
+@pytest.mark.parametrize("path", reports, ids=lambda p: p.name)
+def test_committed_reports_name_no_machine(path):
+    assert not re.findall(r"(?<![\w.])/(?:tmp|home|root|work|Users)/.*", text_of(path))
+
 def test_wandb_export_renders_the_base_table(tmp_path):
     out = tmp_path/"base.html"
-    done = shell("--csv", here/"data"/"base_wandb.csv", "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = shell("--csv", here/"data"/"base_wandb.csv", "--out", out, "--quiet")
+    assert done.returncode == 0 and not done.stderr, done.stderr
     html, rows = out.read_text(), read_wandb_csv(here/"data"/"base_wandb.csv")
     cells = [[re.sub("<.*?>", "", c) for c in re.findall(r"<td>(.*?)</td>", row)] for row in re.findall(r"<tr>(.*?)</tr>", html, re.S)]
     table = [c for c in cells if c]
@@ -65,12 +93,16 @@ def test_wandb_export_renders_the_base_table(tmp_path):
 @pytest.mark.parametrize("args, message", [
     (["nowhere", "--out", "x.html"], "study 'nowhere': no such folder"),
     (["--out", "x.html"], "give either a study folder or --csv"),
+    (["", "--out", "x.html"], "give either a study folder or --csv"),
     (["STUDY", "--out", "x.pdf"], "must end in .html"),
     (["STUDY", "--out", "x.html", "--template", "none.ipynb"], "template 'none.ipynb': no such file"),
+    (["--csv", "EMPTY", "--out", "x.html"], "empty.csv: a header but no runs"),
     (["--csv", "LICENSE", "--out", "x.html"], "LICENSE: not a readable CSV"),
 ])
 def test_bad_arguments(args, message, partial, tmp_path):
-    done = subprocess.run([*report, *(str(partial) if a == "STUDY" else a for a in args)], capture_output=True, text=True, cwd=tmp_path)
+    files = dict(STUDY=partial, EMPTY=partial.parent/"empty.csv")
+    files["EMPTY"].write_text("pattern,val_loss\n")
+    done = subprocess.run([*report, *(str(files.get(a, a)) for a in args)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not list(tmp_path.iterdir())
 

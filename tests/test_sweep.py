@@ -1,9 +1,10 @@
 "Sweeps in real processes: failing, killed, repeated, contended."
 import json, os, signal, subprocess, sys, time
 import nbformat as nbf, psutil, pytest
+import hybrid_nb.sweep
 from pathlib import Path
 from hybrid_nb.results import load_metrics, load_runs
-from hybrid_nb.sweep import notebook_error, parameters_cell, run_lock, run_state, sweep, template_path
+from hybrid_nb.sweep import Progress, Worker, format_settings, notebook_error, parameters_cell, run_all, run_lock, run_state, template_path
 
 script = str(Path(sys.executable).with_name("hybrid_sweep"))
 tiny = dict(batch_size=2, length=32, hidden_size=16, num_attention_heads=2, state_size=4, max_documents=100, vocab_size=300, eval_every=5, eval_batches=2, recall_documents=5,
@@ -15,7 +16,7 @@ def cache(tmp_path_factory):
     tiny["cache_dir"] = str(tmp_path_factory.mktemp("cache"))
 
 def start(*args, cwd, **knobs):
-    words = [script, *map(str, args), "--set", *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in (tiny | knobs).items())]
+    words = [script, *map(str, args), "--set", *format_settings(tiny | knobs)]
     return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def finish(process):
@@ -107,6 +108,35 @@ def test_a_run_held_by_another_sweep_is_passed_over(tmp_path):
     code, out, err = finish(process)
     assert code == 0 and out.count(" finished ") == 2, out + err
 
+@pytest.mark.parametrize("gone", [False, True], ids=["still trains", "has just ended"])
+def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeypatch):
+    "The kernel finds the run locked, as training by `hybrid_train` does; that is no failure of the run."
+    path, starts = tmp_path/"AM-s0", []
+    lock = run_lock(path)
+
+    class ByHand(Worker):
+        "The first time the notebook ends in the error of a locked run, the second time with a result."
+        def __init__(self, run, *args):
+            self.run, self.stderr = run, open(os.devnull, "rb")
+            starts.append(run["name"])
+            error = dict(output_type="error", ename="RuntimeError", evalue=f"{path}: another process is training this run", traceback=[])
+            nb = dict(cells=[dict(cell_type="code", outputs=[error] if len(starts) == 1 else [])])
+            (path/"train.ipynb").write_text(json.dumps(nb))
+            if len(starts) == 1 and not gone: lock.acquire()
+            if len(starts) == 2: (path/"summary.json").write_text(json.dumps(dict(pattern="AM", final_val_loss=2., steps=7)))
+            self.process = subprocess.Popen(["false"], stdin=subprocess.PIPE)
+        def stop(self): self.process.wait()
+
+    class Line(Progress):
+        def update(self, live=(), last=False):
+            states.append(self.plan[0]["state"]["status"])
+            if not live: lock.release()
+    states, plan = [], [dict(name="AM-s0", path=path, planned=7, state=run_state(path))]
+    monkeypatch.setattr(hybrid_nb.sweep, "Worker", ByHand)
+    run_all(plan, lambda run: {}, "train.ipynb", 1, 1, Line("s", plan))
+    assert len(starts) == 2 and set(states[:-1]) <= {"running", "finished"}
+    assert plan[0]["state"] == dict(status="finished", step=7, error=None)
+
 @pytest.mark.parametrize("args, knobs, message", [
     (["--patterns", "AMx"], {}, "pattern 'AMx': unknown block 'x'"),
     (["--patterns", "AM"], dict(num_attention_heads=5), "num_attention_heads 5: must be a divisor"),
@@ -116,11 +146,13 @@ def test_a_run_held_by_another_sweep_is_passed_over(tmp_path):
     (["--patterns", "AM", "--plugins", "no.ipynb"], {}, "no such file"),
     (["--patterns", "AM", "--template", "no.ipynb"], {}, "name one with --template FILE"),
     ([], {}, "name the patterns"),
+    (["--study", ""], {}, "study '': must do as the name of a folder"),
+    (["--study", "", "--patterns", "AM"], {}, "study '': must do as the name of a folder"),
 ])
 def test_nothing_starts_with_bad_arguments(args, knobs, message, tmp_path, monkeypatch, capsys):
     from hybrid_nb.sweep import hybrid_sweep
     monkeypatch.chdir(tmp_path)
-    words = ["--study", "s", *args, "--set", *(f"{k}={v}" for k, v in (tiny | dict(steps=3) | knobs).items())]
+    words = ["--study", "s", *args, "--set", *format_settings(tiny | dict(steps=3) | knobs)]
     from fastcore.script import anno_parser
     parsed = vars(anno_parser(hybrid_sweep).parse_args(words))
     with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**{k: v for k, v in parsed.items() if k not in ("pdb", "xtra")})
