@@ -1,5 +1,5 @@
 "The notebooks are the source: what is exported from them, cleaned and rendered must be what is committed."
-import filecmp, json, shutil, subprocess, sys
+import filecmp, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -41,3 +41,9 @@ def test_no_notebook_holds_an_error(path):
 def test_readme_is_what_the_index_renders(tmp_path):
     run("make", "-s", "readme", f"README={tmp_path/'README.md'}", cwd=root)
     assert (tmp_path/"README.md").read_text() == (root/"README.md").read_text(), "run make readme"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (root/"README.md").read_text())
+    missing = [t for t in targets if not t.startswith("http") and not (root/t).exists()]
+    assert len(targets) > 10 and not missing, missing
