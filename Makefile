@@ -26,16 +26,15 @@ test: setup ## check that notebooks and package agree, then test both
 	$(BIN)/pytest -q tests --ignore tests/test_notebooks.py
 
 lab: setup ## open JupyterLab on the tour
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: setup ## render the notebooks as a site in _docs
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
-	$(BIN)/sphinx-build -q -C -D extensions=myst_nb -D html_theme=furo -D project=hybrid_nb -D root_doc=index -D nb_execution_mode=off \
-	  -D suppress_warnings=toc.not_included,myst.header,myst.xref_missing nbs _docs
+	$(BIN)/sphinx-build -q nbs _docs
 
 readme: setup ## write README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout --RegexRemovePreprocessor.patterns='#\|\s*hide' \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove-input nbs/index.ipynb \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove-input --TagRemovePreprocessor.remove_cell_tags=docs nbs/index.ipynb \
 	  | sed -e 's|](\.\./|](|g' -e 's|](\([0-9a-z_]*\.ipynb\)|](nbs/\1|g' > $(README)
 
 clean: ## remove .venv and what the tools cache; runs/ stays
