@@ -199,7 +199,7 @@ class HybridCache(DynamicCache):
         super().reset()
         self.seen = 0
 
-# %% ../nbs/04_model.ipynb #3e92322c
+# %% ../nbs/04_model.ipynb #e6f7adf7
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
     def __init__(self, config):
@@ -207,6 +207,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embedding_scale = config.hidden_size**0.5 if config.scale_embedding else 1.
         self.layers = nn.ModuleList([Block(config, i) for i in range(len(config.pattern))])
+        self.kinds = config.layer_types # kept, since torch.compile cannot follow a look into the registry
         self.norm = norms[config.norm](config.hidden_size, eps=config.norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -215,7 +216,7 @@ class HybridModel(HybridPreTrainedModel):
         "The mask of each kind of layer in the pattern, and the padding among the new tokens."
         args = dict(config=self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids)
         make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
-        masks = {kind: make[kind](**args) for kind in set(self.config.layer_types) & set(make)}
+        masks = {kind: make[kind](**args) for kind in make if kind in self.kinds}
         padded = attention_mask is not None and attention_mask.ndim == 2
         return masks, attention_mask[:, -x.shape[1]:] if padded else None
 
@@ -230,7 +231,7 @@ class HybridModel(HybridPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         x = x * self.embedding_scale
-        for block, kind in zip(self.layers, self.config.layer_types):
+        for block, kind in zip(self.layers, self.kinds):
             x = block(x, cache=past_key_values, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
         if isinstance(past_key_values, HybridCache): past_key_values.seen += x.shape[1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None)

@@ -51,6 +51,12 @@ def _check_input(x, d_model, mask):
     if mask is not None and mask.shape != x.shape[:2]:
         raise ValueError(f"padding_mask has shape {tuple(mask.shape)}, must be (batch, length) = {tuple(x.shape[:2])}")
 
+# %% ../nbs/02_ssm.ipynb #22a56186
+def _halves(x, proj):
+    "`proj(x).chunk(2, -1)`, each half contiguous."
+    biases = (None, None) if proj.bias is None else proj.bias.chunk(2)
+    return [F.linear(x, w, b) for w, b in zip(proj.weight.chunk(2), biases)]
+
 # %% ../nbs/02_ssm.ipynb #8e62c22b
 def _set(p, value):
     "Copy `value` into parameter `p`, unless it was loaded from a checkpoint."
@@ -67,7 +73,7 @@ def initial_steps(
     dt = torch.empty(n, device=device, dtype=torch.float32).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
 
-# %% ../nbs/02_ssm.ipynb #e82d814a
+# %% ../nbs/02_ssm.ipynb #ee64e3ab
 class Mamba(nn.Module):
     "Mamba mixer (Gu & Dao 2023); parameter names and shapes are those of `transformers`' `MambaMixer`."
     def __init__(self,
@@ -112,7 +118,7 @@ class Mamba(nn.Module):
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
         state = _recurrent_state(cache, self.layer_idx)
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = _halves(x, self.in_proj)
         u = _zero_padding(conv_silu(_zero_padding(u, padding_mask), self.conv1d, cache, self.layer_idx), padding_mask)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, state = selective_scan(u, F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), B, C, self.D, z,
