@@ -126,7 +126,7 @@ class HybridConfig(PreTrainedConfig):
     def layer_types(self): # transformers makes the cache from this list; "moe" is its word for a layer without one
         return ["moe" if (kind := mixers[letter].cache) in ("none", None) else kind for letter in self.pattern]
 
-# %% ../nbs/04_model.ipynb #e4206c40
+# %% ../nbs/04_model.ipynb #45c2414e
 def check_config(c):
     "Refuse impossible values in one line that names them."
     def need(ok, name, accepted):
@@ -155,7 +155,7 @@ def check_config(c):
     need(rank == "auto" or (isinstance(rank, int) and rank > 0), "time_step_rank", '"auto" or a whole number above 0')
 
 norms = dict(layernorm=nn.LayerNorm, rmsnorm=nn.RMSNorm)
-scan_backends = "auto", "ref", "chunked", "cpu"
+scan_backends = "auto", "ref", "chunked", "cpu", "triton"
 
 # %% ../nbs/04_model.ipynb #7fbb06ee
 class Block(GradientCheckpointingLayer):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['causal_conv', 'conv_silu', 'initial_steps', 'Mamba', 'decay_sum', 'GatedConv']
 
-# %% ../nbs/02_ssm.ipynb #ca3aaf3b
+# %% ../nbs/02_ssm.ipynb #318da229
 import math
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
-from .scan import has_cpu_kernel, selective_scan
+from .scan import has_cpu_kernel, has_gpu_kernel, selective_scan
 
 # %% ../nbs/02_ssm.ipynb #96a04ce8
 def _past(x, k, cache, layer_idx):
@@ -31,12 +31,15 @@ def causal_conv(
     x = _past(x.transpose(1, 2), conv.kernel_size[0], cache, layer_idx)
     return F.conv1d(x, conv.weight, conv.bias, groups=conv.groups).transpose(1, 2)
 
-# %% ../nbs/02_ssm.ipynb #c91a14f8
+# %% ../nbs/02_ssm.ipynb #4c40ebff
 def conv_silu(x, conv, cache=None, layer_idx=None):
-    "`silu(causal_conv(...))`, by the compiled kernel where that fits."
+    "`silu(causal_conv(...))`, by a compiled kernel where one fits."
     if cache is None and x.device.type == "cpu" and x.dtype == conv.weight.dtype == torch.float32 and has_cpu_kernel():
         from hybrid_nb.scan_cpu import conv_silu_cpu
         return conv_silu_cpu(x, conv.weight, conv.bias)
+    if cache is None and x.device.type == "cuda" and x.dtype != torch.float64 and has_gpu_kernel():
+        from hybrid_nb.scan_triton import conv_silu_triton
+        return conv_silu_triton(x, conv.weight, conv.bias)
     return F.silu(causal_conv(x, conv, cache, layer_idx))
 
 # %% ../nbs/02_ssm.ipynb #71bdd991

@@ -2,8 +2,8 @@
 import multiprocessing, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-import numpy as np
 import pytest, torch
+from hypothesis import given, HealthCheck, settings, strategies as st
 from torch.utils.data import DataLoader
 from hybrid_nb import scan
 from hybrid_nb.scan import selective_scan, selective_scan_ref, selective_scan_step, _scan_chunked
@@ -39,23 +39,28 @@ def reference(x, **kw):
     return values_and_grads(partial(selective_scan_ref, return_state=True), {k: v.double() for k, v in x.items()}, **kw)
 
 
-def random_case(seed):
-    rng = np.random.default_rng(seed)
-    shape = [int(rng.choice(v)) for v in ([1, 2, 3], [1, 2, 5, 31, 32, 33, 64, 100], [1, 3, 16, 50, 129, 200], [1, 2, 5, 16, 40])]
-    options = [o for o in OPTIONAL if rng.random() < .5]
+@st.composite
+def cases(draw, most=(3, 140, 200, 40)):
+    "Inputs of any shape up to `most` (batch, length, channels, states) with any options, and whether Δ passes a softplus."
+    shape = [draw(st.integers(1, n)) for n in most]
+    options, softplus = [o for o in OPTIONAL if draw(st.booleans())], draw(st.booleans())
+    x = example(*shape, options, draw(st.integers(0, 2**16)))
     # a step size that may be negative makes states grow without bound: not what a scan is for
-    return shape, options, bool(rng.random() < .7)
+    if not softplus: x["delta"] = x["delta"].abs() * .2; x.pop("delta_bias", None)
+    return x, softplus
+
+
+def on_examples(n): return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(24))
-def test_equals_reference(seed, backend):
-    shape, options, softplus = random_case(seed)
-    x = example(*shape, options, seed)
-    if not softplus: x["delta"] = x["delta"].abs() * .2; x.pop("delta_bias", None)
+@on_examples(40)
+@given(case=cases())
+def test_equals_reference(case, backend):
+    x, softplus = case
     err = errors(values_and_grads(partial(selective_scan, return_state=True, backend=backend), x, delta_softplus=softplus),
                  reference(x, delta_softplus=softplus))
-    assert max(err.values()) < 1e-5, (shape, options, softplus, err)
+    assert max(err.values()) < 1e-5, (x["u"].shape, x["A"].shape, list(x), softplus, err)
 
 
 @pytest.mark.parametrize("state", (64, 256))
@@ -233,3 +238,208 @@ def test_compiled_code_is_reused():
 ])
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message): selective_scan(**example(2, 9, 6, 4) | change)
+
+
+# --- the Triton kernels: compiled where there is a GPU, else in Triton's interpreter (see conftest.py), which is slow: small shapes
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+triton_kernels = pytest.mark.skipif(not scan.has_gpu_kernel(), reason="needs triton")
+
+
+def on_gpu(x): return {k: v.to(GPU) for k, v in x.items()}
+def on_cpu(x): return {k: v.cpu() for k, v in x.items()}
+
+
+def triton_scan(x, plan=None, softplus=True, monkeypatch=None):
+    "Values and gradients by the kernels, with the work cut as `plan` says."
+    from hybrid_nb import scan_triton
+    if plan: monkeypatch.setattr(scan_triton, "_plan", lambda *shape: scan_triton.Plan(*plan))
+    f = partial(selective_scan, return_state=True, backend="triton", delta_softplus=softplus)
+    x = {k: v.detach().requires_grad_() for k, v in on_gpu(x).items()}
+    out = f(**x)
+    g = torch.Generator().manual_seed(1)
+    loss = sum((o.double() * torch.randn(o.shape, generator=g, dtype=torch.float64).to(GPU)).sum() for o in out)
+    return on_cpu(dict(zip(["y", "h"], (o.detach() for o in out))) | dict(zip(x, torch.autograd.grad(loss, list(x.values())))))
+
+
+# width, tokens forward, tokens backward, tokens between saved states, ranges at most, bytes for sums over channels
+PLANS = dict(one=(32, 4, 4, 8, 1), ranges=(32, 8, 4, 8, 3), wide=(64, 4, 8, 16, 2), slabs=(32, 4, 4, 8, 2, 0), rows_of_one=(32, 1, 1, 2, 2), single=(128, 16, 8, 16, 1))
+
+
+@triton_kernels
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("length", (1, 7, 8, 9, 16, 17, 24))
+def test_triton_lengths(length, plan, monkeypatch):
+    x = example(2, length, 5, 2, seed=length)
+    err = errors(triton_scan(x, plan, monkeypatch=monkeypatch), reference(x, delta_softplus=True))
+    assert max(err.values()) < 1e-5, err
+
+
+@triton_kernels
+@on_examples(16)
+@given(case=cases((2, 13, 70, 3)), ranges=st.integers(1, 2))
+def test_triton_equals_reference(case, ranges, monkeypatch):
+    x, softplus = case
+    err = errors(triton_scan(x, (32, 4, 4, 8, ranges), softplus, monkeypatch), reference(x, delta_softplus=softplus))
+    assert max(err.values()) < 1e-5, (x["u"].shape, x["A"].shape, list(x), softplus, err)
+
+
+@triton_kernels
+@pytest.mark.parametrize("state", (1, 3, 16, 64, 256))
+def test_triton_states(state):
+    x = example(1, 600 // max(state, 60), 3, state)
+    err = errors(triton_scan(x), reference(x, delta_softplus=True))
+    assert max(err.values()) < 1e-5, err
+
+
+@triton_kernels
+@pytest.mark.parametrize("shape", ((1, 64, 64, 2), (1, 130, 3, 1), (3, 24, 100, 2)))
+def test_triton_default_plan(shape):
+    x = example(*shape)
+    err = errors(triton_scan(x), reference(x, delta_softplus=True))
+    assert max(err.values()) < 1e-5, err
+
+
+@triton_kernels
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_triton_half_precision(dtype):
+    x = example(2, 12, 5, 3, dtype=dtype)
+    got = triton_scan(x)
+    assert got["y"].dtype == dtype and got["h"].dtype == torch.float32 and all(got[k].dtype == dtype for k in x)
+    err = errors(got, reference(x, delta_softplus=True))
+    assert max(err.values()) < 2 * torch.finfo(dtype).eps, err
+    mixed = x | {k: x[k].float() for k in ("A", "D", "delta_bias", "initial_state", "B")}
+    got = triton_scan(mixed)
+    assert all(got[k].dtype == mixed[k].dtype for k in mixed)
+    err = errors(got, reference(mixed, delta_softplus=True))
+    assert max(err.values()) < 2 * torch.finfo(dtype).eps, err
+
+
+@triton_kernels
+@pytest.mark.parametrize("scale", (1e-6, 1., 1e3))
+def test_triton_decays_of_any_size(scale, monkeypatch):
+    x = example(1, 40, 3, 2, ())
+    x["delta"] = x["delta"].abs() * scale
+    err = errors(triton_scan(x, PLANS["ranges"], False, monkeypatch), reference(x))
+    assert max(err.values()) < 1e-5, err
+
+
+@triton_kernels
+def test_triton_long_memory_keeps_small_steps():
+    x = example(1, 30, 3, 2)
+    x["delta"] -= 12
+    err = errors(triton_scan(x), reference(x, delta_softplus=True))
+    assert max(err.values()) < 1e-5, err
+
+
+@triton_kernels
+@pytest.mark.parametrize("name", ("u", "delta", "A", "B", "C", "z"))
+def test_triton_nan_stays_visible(name):
+    x = example(1, 10, 5, 2)
+    x[name].view(-1)[5] = torch.nan
+    want = selective_scan_ref(**x, delta_softplus=True).isnan()
+    assert want.any() and torch.equal(selective_scan(**on_gpu(x), delta_softplus=True, backend="triton").isnan().cpu(), want)
+
+
+@triton_kernels
+def test_triton_strides_and_pieces():
+    x = example(2, 11, 6, 2)
+    u, z, delta = torch.cat([x["u"], x["z"], x["delta"]], -1).chunk(3, -1)
+    odd = x | dict(u=u, z=z, delta=delta.transpose(1, 2).contiguous().transpose(1, 2), A=x["A"].T.contiguous().T, D=x["D"].repeat_interleave(2)[::2],
+                   B=x["B"].repeat_interleave(2, -1)[..., ::2], C=x["C"][:, :1].expand(-1, 11, -1))
+    assert not any(odd[k].is_contiguous() for k in ("u", "z", "delta", "A", "B", "C", "D"))
+    got, want = triton_scan(odd), triton_scan({k: v.contiguous() for k, v in odd.items()})
+    assert all(torch.equal(got[k], want[k]) for k in want)
+    run, state, parts, i = partial(selective_scan, delta_softplus=True, backend="triton", return_state=True), x["initial_state"].to(GPU), [], 0
+    for n in (1, 6, 4):
+        part, state = run(**on_gpu({k: v[:, i:i+n] if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()}) | dict(initial_state=state))
+        parts.append(part)
+        i += n
+    y, h = run(**on_gpu(x))
+    torch.testing.assert_close(torch.cat(parts, 1), y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, h, rtol=1e-5, atol=1e-5)
+
+
+@triton_kernels
+@pytest.mark.parametrize("plan", ("ranges", "slabs"))
+def test_triton_gradients_are_the_same_every_time(plan, monkeypatch):
+    shape = (1, 20, 40, 2) if GPU == "cpu" else (4, 1000, 500, 16)
+    x = example(*shape)
+    first, second = (triton_scan(x, PLANS[plan], monkeypatch=monkeypatch) for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@triton_kernels
+def test_triton_state_only():
+    "Gradients when only y, or only the last state, reaches the loss."
+    x = {k: v.requires_grad_() for k, v in on_gpu(example(1, 9, 4, 2)).items()}
+    want = {k: v.detach().cpu().double().requires_grad_() for k, v in x.items()}
+    for i in (0, 1):
+        ours, theirs = selective_scan(**x, return_state=True, backend="triton")[i], selective_scan_ref(**want, return_state=True)[i]
+        used = [k for k in x if i == 0 or k not in ("C", "D", "z")]
+        for k, a, b in zip(used, torch.autograd.grad(ours.sum(), [x[k] for k in used]), torch.autograd.grad(theirs.sum(), [want[k] for k in used])):
+            torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-5, msg=k)
+
+
+@triton_kernels
+def test_triton_operator_is_registered_soundly():
+    x = example(1, 9, 4, 2)
+    x["delta"] = x["delta"].abs()
+    args = [x[k].to(GPU).requires_grad_() for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
+    from hybrid_nb.scan_triton import _scan_op
+    torch.library.opcheck(_scan_op, (*args, True), rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(_scan_op, (*args[:5], None, None, None, None, False), rtol=1e-4, atol=1e-4)
+
+
+@triton_kernels
+def test_triton_compiles_without_graph_breaks_and_checkpoints():
+    torch.manual_seed(0)
+    m, x = Mamba(4, 2, expand=1, backend="triton").to(GPU), torch.randn(1, 9, 4, device=GPU)
+    want = m(x)
+    got = torch.compile(m, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(got, want)
+    again = torch.utils.checkpoint.checkpoint(m, x, use_reentrant=False)
+    grads = [torch.autograd.grad(v.square().sum(), list(m.parameters())) for v in (want, got, again)]
+    for other in grads[1:]:
+        for a, b in zip(grads[0], other): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@triton_kernels
+@pytest.mark.parametrize("length, kernel, bias", ((1, 4, True), (3, 4, True), (20, 4, False), (17, 2, True), (16, 1, True), (140, 3, True)))
+def test_triton_convolution(length, kernel, bias):
+    from hybrid_nb.scan_triton import conv_silu_triton
+    torch.manual_seed(0)
+    x, w, b = torch.randn(2, length, 70), torch.randn(70, 1, kernel), torch.randn(70) if bias else None
+    def run(f, dtype, device):
+        leaves = [v.to(device, dtype).requires_grad_() for v in (x, w, b) if v is not None]
+        y = f(*leaves, *([] if bias else [None]))
+        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        return [v.double().cpu() for v in (y.detach(), *torch.autograd.grad((y * g).sum(), leaves))]
+    def plain(x, w, b):
+        padded = torch.nn.functional.pad(x.transpose(1, 2), (kernel - 1, 0))
+        return torch.nn.functional.silu(torch.nn.functional.conv1d(padded, w, b, groups=70).transpose(1, 2))
+    for a, b64 in zip(run(conv_silu_triton, torch.float32, GPU), run(plain, torch.float64, "cpu")): assert (a - b64).norm() < 1e-6 * b64.norm()
+    for a, b64 in zip(run(conv_silu_triton, torch.bfloat16, GPU), run(plain, torch.float64, "cpu")): assert (a - b64).norm() < 2e-2 * b64.norm()
+
+
+@triton_kernels
+def test_triton_bad_input_is_named(monkeypatch):
+    from hybrid_nb import scan_triton
+    with pytest.raises(ValueError, match="'triton' takes float32 or half precision on CUDA, not torch.float64"):
+        selective_scan(**on_gpu(example(1, 4, 3, 2, dtype=torch.float64)), backend="triton")
+    with pytest.raises(ValueError, match="take no float64"): scan_triton.scan_triton(**on_gpu(example(1, 4, 3, 2, dtype=torch.float64)), delta_softplus=True)
+    monkeypatch.setattr(scan_triton, "interpreted", False)
+    with pytest.raises(ValueError, match="run on CUDA, got a tensor on cpu"): selective_scan(**example(1, 4, 3, 2), backend="triton")
+    with pytest.raises(ValueError, match="run on CUDA, got a tensor on cpu"): scan_triton.conv_silu_triton(torch.ones(1, 4, 3), torch.ones(3, 1, 2), None)
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(scan, "has_gpu_kernel", lambda: False)
+    with pytest.raises(ValueError, match=r"backend 'triton' needs triton \(pip install triton\)"): selective_scan(**example(1, 4, 3, 2), backend="triton")
+
+
+def test_import_without_triton():
+    "Neither the package nor its other backends need it; the error says what to install."
+    out = python("import sys; sys.modules['triton'] = None\nimport torch, hybrid_nb.ssm\nfrom hybrid_nb.scan import selective_scan, has_gpu_kernel\n"
+                 "x = torch.ones(1, 4, 16); b = torch.ones(1, 4, 2); selective_scan(x, x, -torch.ones(16, 2), b, b)\n"
+                 "try: selective_scan(x, x, -torch.ones(16, 2), b, b, backend='triton')\nexcept ValueError as e: print(has_gpu_kernel(), e)")
+    assert out.startswith("False selective scan: backend 'triton' needs triton")

@@ -1,23 +1,28 @@
 """What only a GPU can show: the same numbers as on the CPU, mixed precision, resume, speed and memory.
 
-    python reports/benchmarks/gpu.py --out reports/benchmarks/gpu.json [--steps 300] [--cache FOLDER]
+    python reports/benchmarks/gpu.py --out reports/benchmarks/gpu.json [--only scan,kernels,plans,kernel_speed,convolution,model,training,speed] [--steps 300] [--cache FOLDER]
 
 Needs torch, transformers, accelerate and fastcore. `datasets` is needed only to prepare the corpus; a token cache prepared elsewhere
 (`HYBRID_NB_CACHE`, or --cache) will do. Every check that fails is listed under "failed", and the exit code is then 1.
+`kernels` runs the tests of the Triton kernels compiled; `kernel_speed` times them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel;
+`plans` times other ways to cut the work, for whoever wants to improve `scan_triton._plan`.
 """
-import argparse, json, shutil, statistics, sys, tempfile, time, traceback
+import argparse, importlib.util, json, re, shutil, statistics, subprocess, sys, tempfile, time, traceback
+from functools import partial
 from pathlib import Path
 import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from hybrid_nb.core import environment, save_json
 from hybrid_nb.model import HybridConfig, HybridForCausalLM, count_parameters
-from hybrid_nb.scan import selective_scan, selective_scan_ref
+from hybrid_nb.scan import selective_scan, selective_scan_ref, has_gpu_kernel
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", required=True)
 parser.add_argument("--cache")
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--device", default="cuda")
+parser.add_argument("--only", help="comma-separated parts to run, in this order")
+parser.add_argument("--quick", action="store_true", help="few shapes: does everything run?")
 args = parser.parse_args()
 device, report = torch.device(args.device), dict(environment=environment(), failed=[])
 
@@ -48,6 +53,124 @@ def scan():
         ((y64 * g).sum() + (state64 * gs).sum()).backward()
         errors = dict(y=relative(y.detach(), y64.detach()), state=relative(state.detach(), state64.detach()), **{f"d{k}": relative(ours[k].grad, want[k].grad) for k in t})
         rows.append(dict(length=length, dtype=str(dtype), errors={k: check(f"scan {length} {dtype} {k}", v, limit) for k, v in errors.items()}))
+    return rows
+
+
+def kernels():
+    "The tests of the Triton kernels, compiled for this GPU; in several processes where pytest-xdist is there, since most of the time is compilation."
+    root = Path(__file__).resolve().parents[2]
+    several = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    r = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_scan.py", "-k", "triton", "--tb=short", "--show-capture=no", *several],
+                       cwd=root, capture_output=True, text=True)
+    counts = {k: int(n) for n, k in re.findall(r"(\d+) (passed|failed|skipped|error)", r.stdout.strip().splitlines()[-1])} if r.stdout.strip() else {}
+    check("failed tests of the Triton kernels", r.returncode, 0)
+    return dict(counts, failures=[l for l in r.stdout.splitlines() if l.startswith(("FAILED", "ERROR"))], tail=(r.stdout + r.stderr)[-4000:] if r.returncode else "")
+
+
+def scan_inputs(batch, length, channels, state, dtype=torch.bfloat16):
+    g = torch.Generator(device).manual_seed(0)
+    r = lambda *s: torch.randn(*s, generator=g, device=device)
+    b, l, c, n = batch, length, channels, state
+    x = dict(u=r(b, l, c), delta=r(b, l, c), B=r(b, l, n), C=r(b, l, n), z=r(b, l, c))
+    rest = dict(A=-torch.arange(1., n + 1, device=device).repeat(c, 1), D=torch.ones(c, device=device), delta_bias=r(c) - 4)
+    return {k: v.to(dtype).requires_grad_() for k, v in x.items()} | {k: v.requires_grad_() for k, v in rest.items()}
+
+
+def peers():
+    "name -> (inputs as it wants them, function)"
+    ours = {name: (lambda x: x, partial(selective_scan, delta_softplus=True, backend=name)) for name in (["triton"] if has_gpu_kernel() else []) + ["chunked"]}
+    try: from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception: return ours
+    def turned(x): # (batch, channels, length), contiguous: its own layout, prepared outside the clock
+        return {k: v.detach().transpose(1, 2).contiguous().requires_grad_() if v.ndim == 3 else v for k, v in x.items()}
+    return ours | {"mamba_ssm": (turned, partial(selective_scan_fn, delta_softplus=True))}
+
+
+def timed(f, repeat=20):
+    "Milliseconds of a call: median, fastest and slowest of up to `repeat` calls (fewer if they are slow), by the GPU's clock."
+    f(); torch.cuda.synchronize(); start = time.perf_counter()
+    f(); torch.cuda.synchronize()
+    repeat = max(3, min(repeat, int(1 / (time.perf_counter() - start))))
+    for _ in range(repeat // 4): f()
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
+    for start, stop in marks: start.record(); f(); stop.record()
+    torch.cuda.synchronize()
+    ms = sorted(a.elapsed_time(b) for a, b in marks)
+    return dict(ms=statistics.median(ms), fastest=ms[0], slowest=ms[-1])
+
+
+def forward_backward(f, x):
+    "Times of forward without gradients and of forward + backward; memory at the peak beyond the inputs."
+    leaves, dy = list(x.values()), torch.ones_like(x["u"])
+    def both(): torch.autograd.grad(f(**x), leaves, dy)
+    def forward():
+        with torch.no_grad(): f(**x)
+    row = dict(forward=timed(forward), both=timed(both))
+    torch.cuda.synchronize(); before = torch.cuda.memory_allocated(); torch.cuda.reset_peak_memory_stats()
+    both(); torch.cuda.synchronize()
+    return row | dict(peak_bytes=torch.cuda.max_memory_allocated() - before)
+
+
+def kernel_speed():
+    "Our kernels, the torch form and mamba_ssm: 16,384 tokens of bf16, or one sequence that is longer."
+    rows, everyone = [], peers()
+    lengths, widths, states = ((512, 2048), (768,), (16,)) if args.quick else ((512, 2048, 8192, 32768), (768, 1536, 4096), (16, 64, 128))
+    for state in states:
+        for length in lengths:
+            for width in widths:
+                shape = max(1, 16384 // length), length, width, state
+                row = dict(shape=shape)
+                for name, (prepare, f) in everyone.items():
+                    if name == "chunked" and (state > 16 or width > 1536 or length not in (512, 2048)): continue  # seconds, and known to lose
+                    try: row[name] = forward_backward(f, prepare(scan_inputs(*shape)))
+                    except Exception as e:
+                        row[name] = dict(error=f"{type(e).__name__}: {e}"[:300])
+                        if name == "triton": report["failed"].append(f"kernel_speed {shape}: {row[name]['error']}")
+                    torch.cuda.empty_cache()
+                if "ms" in row.get("triton", {}).get("both", {}) and "ms" in row.get("mamba_ssm", {}).get("both", {}):
+                    row["speedup"], row["memory_ratio"] = row["mamba_ssm"]["both"]["ms"] / row["triton"]["both"]["ms"], row["triton"]["peak_bytes"] / row["mamba_ssm"]["peak_bytes"]
+                rows.append(row); print(json.dumps(row), flush=True)
+    return rows
+
+
+def plans():
+    "Other ways to cut the work than the default, at length 2,048."
+    from hybrid_nb import scan_triton
+    default, rows = scan_triton._plan, []
+    shapes = ((8, 2048, 1536, 16),) if args.quick else ((8, 2048, 768, 16), (8, 2048, 1536, 16), (8, 2048, 4096, 16), (1, 2048, 1536, 16), (8, 2048, 1536, 64))
+    for shape in shapes:
+        p, x, found = default(*shape), scan_inputs(*shape), []
+        for width, forward, backward in ((64, 8, 8), (64, 16, 8), (64, 8, 4), (32, 8, 8), (32, 16, 8), (128, 8, 4)):
+            for ranges in sorted({1, max(1, p.ranges // 2), p.ranges, p.ranges * 2}):
+                for every in sorted({p.every, 2*p.every}):
+                    plan = p._replace(width=width, forward=forward, backward=backward, ranges=ranges, every=every)
+                    scan_triton._plan = lambda *_: plan
+                    try: found.append(dict(plan=plan._asdict(), **forward_backward(partial(selective_scan, delta_softplus=True, backend="triton"), x)))
+                    except Exception as e: found.append(dict(plan=plan._asdict(), error=f"{type(e).__name__}: {e}"[:300]))
+                    finally: scan_triton._plan = default
+        found.sort(key=lambda r: r["both"]["ms"] if "both" in r else float("inf"))
+        rows.append(dict(shape=shape, default=p._asdict(), best=found[:8], worst=found[-2:], errors=[r for r in found if "error" in r][:4]))
+        print(json.dumps(dict(shape=shape, best=found[0])), flush=True)
+    return rows
+
+
+def convolution():
+    "The fused convolution and torch's, forward and backward."
+    from hybrid_nb.scan_triton import conv_silu_triton
+    def plain(x, w, bias):
+        k = w.shape[-1] - 1
+        return torch.nn.functional.silu(torch.nn.functional.conv1d(x.transpose(1, 2), w, bias, groups=len(w), padding=k)[..., :x.shape[1]].transpose(1, 2))
+    rows = []
+    for batch, length, width in ((32, 512, 768), (8, 2048, 1536), (1, 32768, 4096)):
+        x, w, b = (torch.randn(*s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in ((batch, length, width), (width, 1, 4), (width,)))
+        row = dict(shape=(batch, length, width))
+        for name, f in (("triton", conv_silu_triton), ("torch", plain)):
+            y = f(x, w, b)
+            dy = torch.ones_like(y)
+            row[name] = dict(forward=timed(lambda: f(x.detach(), w.detach(), b.detach())), both=timed(lambda: torch.autograd.grad(f(x, w, b), (x, w, b), dy)))
+            row[name + "_y"] = y.detach()
+        row["differs"] = check(f"convolution {row['shape']}", relative(row.pop("triton_y"), row.pop("torch_y")), 2e-2)
+        rows.append(row)
     return rows
 
 
@@ -113,7 +236,8 @@ def speed():
     return rows
 
 
-for part in scan, model, training, speed:
+every_part = dict((f.__name__, f) for f in (scan, kernels, kernel_speed, plans, convolution, model, training, speed))
+for part in [every_part[name] for name in args.only.split(",")] if args.only else every_part.values():
     start = time.perf_counter()
     try: report[part.__name__] = part()
     except Exception: report["failed"].append(f"{part.__name__}: {traceback.format_exc()}")
