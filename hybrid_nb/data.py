@@ -678,7 +678,7 @@ class Data:
         return (f"Data({self.cfg.corpus!r}, vocabulary {self.vocab_size:,}\n"
                 f"  train={self.train!r}, {self.n_train_windows:,} windows\n  val={self.val!r}, {self.n_val_windows:,} windows)")
 
-# %% ../nbs/07_data.ipynb #6bf9e627
+# %% ../nbs/07_data.ipynb #124d429b
 @patch
 def window(self: Data, i: int) -> torch.Tensor: # (length + 1,) int64
     "Training window `i`."
@@ -693,10 +693,11 @@ def batch_windows(self: Data, seed: int, step: int, batch_size: int) -> np.ndarr
 @patch
 def train_batch(self: Data, seed: int,
                 step: int, # from 0
-                batch_size: int # windows of the whole batch, over all devices and accumulated parts
-               ) -> torch.Tensor: # (batch_size, length + 1) int64: inputs are [:, :-1], targets [:, 1:]
-    "The batch of a step: a function of its arguments and nothing else."
-    return torch.stack([self.window(i) for i in self.batch_windows(seed, step, batch_size)])
+                batch_size: int, # windows of the whole batch, over all devices and accumulated parts
+                rows: slice = slice(None) # which of them to read
+               ) -> torch.Tensor: # (rows, length + 1) int64: inputs are [:, :-1], targets [:, 1:]
+    "The batch of a step, or part of it: a function of its arguments and nothing else."
+    return torch.stack([self.window(i) for i in self.batch_windows(seed, step, batch_size)[rows]])
 
 @patch
 def val_batch(self: Data, start: int, stop: int # validation windows, of `n_val_windows`

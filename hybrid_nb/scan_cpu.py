@@ -240,15 +240,17 @@ def _sizes(batch, channels, states):
     while W > 32 and (W * states > 4096 or batch * -(-channels // W) < 16): W //= 2
     return K, min(W, -(-channels // 16) * 16)
 
-# %% ../nbs/01a_scan_cpu.ipynb #793bbfe3
+# %% ../nbs/01a_scan_cpu.ipynb #a9ae5f7d
 def _np(x): return x.detach().contiguous().numpy()
+
+def _copied(x): return x.detach().clone().numpy() # a parameter itself must not be lent to numpy: FSDP2 could not resize its storage any more
 
 def _inputs(u, delta, A, B, C, D, z, bias, h0):
     "Arrays for the kernels; zeros stand for what is absent, and `z` is any array if there is no gate."
     (b, _, c), n = u.shape, A.shape[1]
     D, bias = (u.new_zeros(c) if x is None else x for x in (D, bias))
     h0 = u.new_zeros(b, c, n) if h0 is None else h0
-    return [_np(x) for x in (u, delta, A, B, C, D, u if z is None else z, bias, h0)]
+    return [*map(_np, (u, delta, A, B, C)), _copied(D), _np(u if z is None else z), _copied(bias), _np(h0)]
 
 @torch.library.custom_op("hybrid_nb::scan_cpu", mutates_args=())
 def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor|None, z: Tensor|None, bias: Tensor|None,
@@ -443,13 +445,13 @@ def _conv_backward(x, w, bias, dy, dx, dw, dbias, W, first, stop):
         dbias[b, c:c+m] = S[2+K, :m]
         for k in range(K): dw[b, c:c+m, k] = S[3+K+k, :m]
 
-# %% ../nbs/01a_scan_cpu.ipynb #92510efc
+# %% ../nbs/01a_scan_cpu.ipynb #4441c02e
 @torch.library.custom_op("hybrid_nb::conv_silu", mutates_args=())
 def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None) -> Tensor:
     y, (b, _, c) = torch.empty_like(x, memory_format=torch.contiguous_format), x.shape
     bias = x.new_zeros(c) if bias is None else bias
     W = _sizes(b, c, 1)[1]
-    _run(_conv_forward, b * -(-c // W), _np(x), _np(w), _np(bias), y.numpy(), W)
+    _run(_conv_forward, b * -(-c // W), _np(x), _copied(w), _copied(bias), y.numpy(), W)
     return y
 
 @_conv_op.register_fake
@@ -460,7 +462,7 @@ def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None) -> list[T
     b, _, c = x.shape
     dx, dw, dbias = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(b, *w.shape), x.new_empty(b, c)
     bias, W = x.new_zeros(c) if bias is None else bias, _sizes(b, c, 1)[1]
-    _run(_conv_backward, b * -(-c // W), *map(_np, (x, w, bias, dy)), dx.numpy(), dw.numpy(), dbias.numpy(), W)
+    _run(_conv_backward, b * -(-c // W), _np(x), _copied(w), _copied(bias), _np(dy), dx.numpy(), dw.numpy(), dbias.numpy(), W)
     return [dx, dw.sum(0), dbias.sum(0)]
 
 @_conv_grad_op.register_fake

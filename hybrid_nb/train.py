@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'warmup', 'warn_patience', 'learning_rate',
-           'make_optimizer', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled', 'recall_table',
-           'MetricsFile', 'save_checkpoint', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
-           'Trainer', 'make_accelerator', 'seed_step', 'peak_memory', 'device_name', 'train', 'check_machine',
+           'decayed', 'make_optimizer', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled',
+           'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
+           'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest',
+           'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'train', 'check_processes', 'check_machine',
            'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
            'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #59d5ed0b
-import json, math, os, random, shutil, sys, time, warnings
-from contextlib import contextmanager
+# %% ../nbs/08_train.ipynb #78744f9c
+import hashlib, json, math, os, random, shutil, signal, sys, threading, time, warnings
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime, timezone
@@ -24,7 +25,7 @@ from types import NoneType
 from typing import get_args
 
 import numpy as np, torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from fastcore.basics import patch
@@ -42,7 +43,7 @@ from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #f213b1dd
+# %% ../nbs/08_train.ipynb #0bad7dbc
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -61,23 +62,26 @@ class TrainConfig:
     precision: str = "fp32" # fp32, bf16 or fp16 (autocast; weights stay in float32)
     eval_every: int = 200 # steps between evaluations
     eval_batches: int = 50 # batches of the fixed validation subset; 0 = the whole set each time
-    eval_batch_size: int|None = None # windows; default: those of a micro-batch
+    eval_batch_size: int|None = None # windows evaluated at once; default: those of a micro-batch
     patience: int = 0 # evaluations without improvement before stopping; 0 = never stop early
     recall_documents: int = 200 # validation documents in the recall test, where the corpus has one
     checkpoint_every: int = 2000 # steps between checkpoints; 0 = only the best and the last
+    checkpoint_minutes: float = 0. # and minutes between them; 0 = no matter how long
     keep_checkpoints: int = 0 # how many of those to keep, the newest; 0 = all. The best stays in any case
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
     threads: int = 0 # CPU threads; 0 = torch's choice
+    parallel: str = "ddp" # over several processes: ddp (a whole model each) or fsdp (weights and optimiser cut up, FSDP2)
+    activation_checkpointing: bool = False # compute blocks again in the backward pass: less memory, about a third more time
     compile: bool = False # torch.compile the model
     wandb: str = "disabled" # Weights & Biases: disabled, offline or online
     wandb_project: str = "hybrid_nb" # its project there
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #7a564975
+# %% ../nbs/08_train.ipynb #8c65f9fe
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -90,7 +94,7 @@ def check_config(cfg: TrainConfig):
     for name in "steps batch_size accumulation eval_every log_every".split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
-                 "warmup_steps weight_decay clip eps").split():
+                 "warmup_steps weight_decay clip eps checkpoint_minutes").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
@@ -98,7 +102,8 @@ def check_config(cfg: TrainConfig):
     for name in ("beta1", "beta2"): need(0 <= getattr(cfg, name) < 1, name, "must be in [0, 1)")
     need(0 <= cfg.min_learning_rate_ratio <= 1, "min_learning_rate_ratio", "must be in [0, 1]")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
-    choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant", device="auto cpu", wandb="disabled offline online")
+    choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant", device="auto cpu", wandb="disabled offline online",
+                   parallel="ddp fsdp")
     for name, accepted in choices.items():
         need(getattr(cfg, name) in accepted.split(), name, f"unknown (accepted: {accepted.replace(' ', ', ')})")
 
@@ -124,66 +129,77 @@ def learning_rate(step: int, # steps done, from 0
     done = (step - w) / max(1, cfg.steps - w)
     return cfg.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * min(1, done))) / 2)
 
-# %% ../nbs/08_train.ipynb #18e23b09
+# %% ../nbs/08_train.ipynb #7369f5ac
+def decayed(model: nn.Module) -> set: # of names
+    "The parameters to which weight decay applies."
+    return {n for n, p in model.named_parameters() if p.ndim >= 2 and not getattr(p, "_no_weight_decay", False)}
+
 def make_optimizer(model: nn.Module, # on its device already
-                   cfg: TrainConfig) -> torch.optim.AdamW:
+                   cfg: TrainConfig,
+                   decay: set|None = None # names from `decayed`, if the model's parameters have lost their marks since
+                  ) -> torch.optim.AdamW:
     "AdamW with decay on matrices only."
-    params = [p for p in model.parameters() if p.requires_grad]
-    def decays(p): return p.ndim >= 2 and not getattr(p, "_no_weight_decay", False)
-    groups = [dict(params=[p for p in params if decays(p)], weight_decay=cfg.weight_decay),
-              dict(params=[p for p in params if not decays(p)], weight_decay=0.)]
-    fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for p in params)
+    decay, params = decayed(model) if decay is None else decay, [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [dict(params=[p for n, p in params if n in decay], weight_decay=cfg.weight_decay),
+              dict(params=[p for n, p in params if n not in decay], weight_decay=0.)]
+    fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for _, p in params)
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
 
-# %% ../nbs/08_train.ipynb #2b11f4e5
+# %% ../nbs/08_train.ipynb #d34320af
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
 
     def forward(self,
                 input_ids: Tensor, # (batch, length)
-                targets: Tensor, # (batch, length), the next tokens; -100 is not counted
+                targets: Tensor|None = None, # (batch, length), the next tokens; -100 is not counted
                 count: int = 1 # what the sum is divided by: the targets of the whole step
-               ) -> tuple: # nats, targets that have the highest logit
+               ) -> tuple: # nats, targets that have the highest logit; without targets the guesses (batch, length)
+        if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         nats, right = linear_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
         return nats / count, right
 
-# %% ../nbs/08_train.ipynb #f3b74075
+# %% ../nbs/08_train.ipynb #051e5720
 def eval_windows(n: int, # windows in the validation set
                  size: int, # windows in a batch
-                 batches: int = 0 # how many batches; 0 = all
-                ) -> list[tuple[int, int]]: # (start, stop) of each
-    "Which windows to evaluate on, evenly spread."
-    starts = range(0, n, size)
+                 batches: int = 0, # how many batches; 0 = all
+                 part: int|None = None # windows computed at once; default: `size`
+                ) -> list[tuple[int, int]]: # (start, stop) of each part
+    "Which windows to evaluate on, evenly spread. `part` changes nothing about which they are."
+    starts, part = range(0, n, size), part or size
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
-    return [(s, min(s + size, n)) for s in starts]
+    return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #2fef4a53
+# %% ../nbs/08_train.ipynb #318df2d0
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
              windows: list, # from `eval_windows`
-             device=None, bar=None # a tqdm bar to advance, if any
+             device=None, bar=None, # a tqdm bar to advance, if any
+             acc: Accelerator|None = None # the windows are shared out among its processes
             ) -> dict: # val_loss (nats a token), val_perplexity, val_accuracy, bits_per_byte
     "Measure the model on validation windows."
-    training, parts, count = objective.training, [], 0
+    training, parts = objective.training, []
+    rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
     objective.eval()
-    for start, stop in windows:
-        x, y = data.val_batch(start, stop)
+    for k in range(rank, -(-len(windows) // ranks) * ranks, ranks):
+        x, y = data.val_batch(*windows[min(k, len(windows) - 1)])
+        if k >= len(windows): y = torch.full_like(y, -100) # counts nothing, but every process calls the model equally often
         loss, right = objective(x.to(device), y.to(device))
-        parts.append(torch.stack([loss.float(), right.float()]))
-        count += int((y != -100).sum())
+        parts.append(torch.stack([loss.float(), right.float(), (y != -100).sum().float().to(loss.device)]))
         if bar is not None: bar.update()
     objective.train(training)
-    nats, right = (torch.stack(parts).cpu().double().sum(0) / count).tolist() # waits for the device only here
+    total = torch.stack(parts).cpu().double().sum(0) # waits for the device only here
+    nats, right, count = (acc.reduce(total.to(device), "sum") if ranks > 1 else total).tolist()
+    nats, right = nats / count, right / count
     return dict(val_loss=nats, val_perplexity=perplexity(nats), val_accuracy=right,
                 bits_per_byte=nats / math.log(2) * (len(data.val.tokens) - 1) / data.val.n_bytes)
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #c2c14fdc
+# %% ../nbs/08_train.ipynb #90a20773
 @torch.no_grad()
-def recalled(model: nn.Module, documents: list, # as `data.recall_documents` returns them
+def recalled(objective: nn.Module, documents: list, # as `data.recall_documents` returns them
              length: int|None = None, # tokens of a document that are read; None: all
              tokens: int = 8192, # at most so many in a batch, padding included
              device=None) -> list: # (distance in tokens, recalled?) of each span
@@ -194,7 +210,7 @@ def recalled(model: nn.Module, documents: list, # as `data.recall_documents` ret
         size = max(1, tokens // len(documents[-1]["input_ids"])) # longest first: memory runs out at once or never
         batch, documents = documents[-size:], documents[:-size]
         x = nn.utils.rnn.pad_sequence([torch.as_tensor(d["input_ids"]) for d in batch], batch_first=True).to(device)
-        guess = model(input_ids=x, use_cache=False).logits[:, :-1].argmax(-1) # padding on the right reaches nothing before it
+        guess = objective(x)[:, :-1] # padding on the right reaches nothing before it
         for right, d in zip((guess == x[:, 1:]).cpu(), batch):
             result += [(distance, bool(right[start-1:end-1].all())) for start, end, distance in d["spans"] if 0 < start < end]
     return result
@@ -225,22 +241,38 @@ class MetricsFile:
 
     def close(self): self.file.close()
 
-# %% ../nbs/08_train.ipynb #16728de4
+# %% ../nbs/08_train.ipynb #85fe80c9
 def save_checkpoint(folder, # its final name, such as checkpoints/step_00002000
                     model, tokenizer,
-                    state: dict # tensors, numbers and strings; read back without unpickling anything
+                    state: dict, # tensors, numbers and strings; read back without unpickling anything
+                    weights: dict|None = None # of the model, where it does not hold them in one piece itself
                    ):
-    "Write a checkpoint beside its place, then move it there. One that exists is the same step of the same run, and stays."
+    "Write a checkpoint beside its place, then move it there. An intact one is the same step of the same run, and stays."
     folder = Path(folder)
-    if folder.exists(): return
+    if folder.exists() and not damage(folder): return
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    with no_bars(): model.save_pretrained(tmp)
-    tokenizer.save_pretrained(tmp)
-    torch.save(state, tmp/"trainer.pt")
-    for path in [*tmp.iterdir(), tmp]: sync(path)
-    os.replace(tmp, folder)
+    try:
+        with no_bars(): model.save_pretrained(tmp, state_dict=weights)
+        tokenizer.save_pretrained(tmp)
+        torch.save(state, tmp/"trainer.pt")
+        save_json({p.name: checksum(p) for p in sorted(tmp.iterdir())}, tmp/"checksums.json")
+        for path in [*tmp.iterdir(), tmp]: sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(tmp, folder)
+    except Exception as e: raise RuntimeError(f"{folder}: cannot be written ({e}); what was saved before is intact") from e
+    finally: shutil.rmtree(tmp, ignore_errors=True)
     sync(folder.parent)
+
+def checksum(path) -> str:
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
+def damage(folder) -> str|None: # what is wrong
+    "Check the files of a checkpoint against its checksums."
+    try:
+        for name, want in read_json(folder/"checksums.json").items():
+            if checksum(folder/name) != want: return f"{name} is not what was written"
+    except (OSError, ValueError) as e: return " ".join(str(e).split())
 
 @contextmanager
 def no_bars():
@@ -263,8 +295,9 @@ def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #e66742ab
-harmless = set("wandb wandb_project threads device compile keep_checkpoints checkpoint_every save_best cache_dir".split())
+# %% ../nbs/08_train.ipynb #4fb08332
+harmless = set("wandb wandb_project threads device compile keep_checkpoints checkpoint_every checkpoint_minutes save_best cache_dir "
+               "parallel activation_checkpointing".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
     "The settings of a model, data or training configuration."
@@ -299,78 +332,108 @@ class State:
     train_loss: float|None = None # of the last line of metrics
     val_loss: float|None = None
 
-# %% ../nbs/08_train.ipynb #78fd486f
+# %% ../nbs/08_train.ipynb #ac03384a
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
         self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
         self.progress, self.on_step = progress, on_step
-        self.accelerator, self.state, self.pending = make_accelerator(cfg), State(), []
-        self.device = self.accelerator.device
+        self.accelerator, self.state, self.pending, self.signal = make_accelerator(cfg), State(), [], None
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
-        for rest in (self.dir/"checkpoints").glob(".*.tmp"): # of a death while saving
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-        saved = checkpoints(self.dir)
+        if self.main:
+            for rest in (self.dir/"checkpoints").glob(".*.tmp"): # of a death while saving
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
-        self.model.to(self.device).train()
-        objective = Objective(self.model)
-        if cfg.compile: objective.compile()
-        self.objective, self.optimizer = self.accelerator.prepare(objective, make_optimizer(self.model, cfg))
-        if saved: self.load(saved[-1])
-        self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
-        self.windows = eval_windows(data.n_val_windows, self.eval_size, cfg.eval_batches)
+        saved = load_newest(self.dir, self.model)
+        self.prepare()
+        if saved: self.restore(saved)
+        if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
+        self.windows = eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
 
     @property
-    def eval_size(self): return self.cfg.eval_batch_size or self.cfg.batch_size // self.cfg.accumulation
+    def rows(self): # windows of a micro-batch on one process
+        return self.cfg.batch_size // self.cfg.accumulation // self.accelerator.num_processes
+    @property
+    def eval_size(self): return self.cfg.eval_batch_size or self.rows
     @property
     def stopped_early(self): return 0 < self.cfg.patience <= self.state.bad_evals and self.state.step < self.cfg.steps
     @property
     def done(self): return self.state.step >= self.cfg.steps or self.stopped_early
 
-# %% ../nbs/08_train.ipynb #4e603da7
+# %% ../nbs/08_train.ipynb #8e66d297
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "A fresh `Accelerator`; its settings are otherwise shared by all in a process, and two runs in a notebook may differ."
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)
     GradientState._reset_state()
-    return Accelerator(mixed_precision="no" if cfg.precision == "fp32" else cfg.precision, cpu=cfg.device == "cpu",
+    return Accelerator(mixed_precision="no" if cfg.precision == "fp32" else cfg.precision, cpu=on_cpu(cfg),
                        gradient_accumulation_steps=cfg.accumulation, log_with=None if cfg.wandb == "disabled" else "wandb")
 
-def seed_step(seed: int, step: int, device):
+def on_cpu(cfg): return cfg.device == "cpu" or not torch.accelerator.is_available()
+
+def seed_step(seed: int, step: int, device, rank: int = 0):
     "Seed all randomness within a step, dropout above all. (As accelerate's `set_seed`, which takes a millisecond.)"
-    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0]) # so that step 1 of seed 0 is not step 0 of seed 1
+    parts = [seed, step, rank] if rank else [seed, step] # mixed, so that step 1 of seed 0 is not step 0 of seed 1
+    mixed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     random.seed(mixed); np.random.seed(mixed); torch.default_generator.manual_seed(mixed)
     if device.type != "cpu": torch.get_device_module(device).manual_seed(mixed)
 
-# %% ../nbs/08_train.ipynb #6174e4bb
+# %% ../nbs/08_train.ipynb #4c918e6d
+@patch
+def prepare(self: Trainer):
+    "Move the model to its device, wrap it for all processes, make the optimiser."
+    cfg, acc, decay = self.cfg, self.accelerator, decayed(self.model)
+    self.model.to(self.device).train()
+    if cfg.activation_checkpointing: self.model.gradient_checkpointing_enable()
+    self.plain, sharded = Objective(self.model), cfg.parallel == "fsdp" and acc.num_processes > 1
+    if sharded:
+        from torch.distributed.fsdp import fully_shard
+        for block in self.model.base_model.layers: fully_shard(block)
+        fully_shard(self.plain, reshard_after_forward=True) # also after an evaluation, so that the optimiser finds its pieces
+    if cfg.compile: self.plain.compile()
+    self.optimizer = acc.prepare_optimizer(make_optimizer(self.model, cfg, decay))
+    self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
+
+# %% ../nbs/08_train.ipynb #11a9228e
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
-    cfg, state, acc = self.cfg, self.state, self.accelerator
-    seed_step(cfg.seed, state.step, self.device)
-    batch = self.data.train_batch(cfg.seed, state.step, cfg.batch_size)
-    if self.device.type == "cuda": batch = batch.pin_memory()
-    x, y = batch[:, :-1], batch[:, 1:]
-    count, total = int((y != -100).sum()), 0.
+    cfg, state, acc, rows = self.cfg, self.state, self.accelerator, self.rows
+    rank, ranks = acc.process_index, acc.num_processes
+    seed_step(cfg.seed, state.step, self.device, rank)
+    count, total = cfg.batch_size * self.data.cfg.length, 0.
     for group in self.optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
-    for xs, ys in zip(x.chunk(cfg.accumulation), y.chunk(cfg.accumulation)):
+    for part in range(cfg.accumulation):
+        first = (part * ranks + rank) * rows
+        batch = self.data.train_batch(cfg.seed, state.step, cfg.batch_size, slice(first, first + rows))
+        if self.device.type == "cuda": batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True)
         with acc.accumulate(self.objective):
-            loss, _ = self.objective(xs.to(self.device, non_blocking=True), ys.to(self.device, non_blocking=True), count)
-            acc.backward(loss * cfg.accumulation)
-            if acc.sync_gradients: norm = acc.clip_grad_norm_(self.objective.parameters(), cfg.clip or math.inf)
+            loss, _ = self.objective(batch[:, :-1], batch[:, 1:], count)
+            acc.backward(loss * cfg.accumulation * ranks)
+            if acc.sync_gradients: norm = self.clip()
             self.optimizer.step()
             self.optimizer.zero_grad()
         total = total + loss.detach().float()
     state.step, state.tokens = state.step + 1, state.tokens + count
     self.pending.append((count, torch.stack([total, norm.float()])))
 
-# %% ../nbs/08_train.ipynb #79dcbebc
+@patch
+def clip(self: Trainer) -> Tensor: # the norm before
+    "Scale the gradient down to `clip`."
+    norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.cfg.clip or math.inf)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of all pieces
+
+# %% ../nbs/08_train.ipynb #c77a880a
 @patch
 def flush(self: Trainer) -> dict: # the line of metrics
     "Fetch the losses since the last line, read the clock, check that all is finite."
-    s, n = self.state, len(self.pending)
-    values = torch.stack([v for _, v in self.pending]).tolist()
+    s, n, acc = self.state, len(self.pending), self.accelerator
+    values = torch.stack([v for _, v in self.pending])
+    if acc.num_processes > 1: values[:, 0] = acc.reduce(values[:, 0].contiguous(), "sum") # the norm is that of all already
+    values = values.tolist()
     elapsed, tokens = self.lap(), sum(c for c, _ in self.pending)
     self.pending = []
     for i, (loss, norm) in enumerate(values):
@@ -385,10 +448,13 @@ def flush(self: Trainer) -> dict: # the line of metrics
 
 @patch
 def not_finite(self: Trainer, step, what):
-    saved = checkpoints(self.dir)
-    cfg = self.cfg
-    raise RuntimeError(f"step {step}: {what}; the weights are lost from there on. Last good checkpoint: "
-                       f"{saved[-1] if saved else 'none'}. Often helps: a lower learning_rate (now {cfg.learning_rate:g}), more "
+    "End the run; `not_finite.json` says which windows the step had, for a look at them."
+    saved, cfg = checkpoints(self.dir), self.cfg
+    last = str(saved[-1]) if saved else None
+    windows = [int(i) for i in self.data.batch_windows(cfg.seed, step - 1, cfg.batch_size)]
+    if self.main: save_json(dict(step=step, what=what, windows=windows, last_checkpoint=last), self.dir/"not_finite.json")
+    raise RuntimeError(f"step {step}: {what}; the weights are lost from there on. Last good checkpoint: {last or 'none'}; the step's windows are in "
+                       f"{self.dir/'not_finite.json'}. Often helps: a lower learning_rate (now {cfg.learning_rate:g}), more "
                        f"warmup_steps (now {warmup(cfg)}), a lower clip (now {cfg.clip:g}), precision bf16 or fp32 (now {cfg.precision})")
 
 # %% ../nbs/08_train.ipynb #cf091046
@@ -408,11 +474,11 @@ def exclude_first(self: Trainer):
     self.lap()
     self.pending = [(0, values)]
 
-# %% ../nbs/08_train.ipynb #306b0cf8
+# %% ../nbs/08_train.ipynb #1a8a882e
 @patch
 def validate(self: Trainer) -> dict: # to add to the line of metrics
     "Evaluate on the fixed subset, and note whether it was the best."
-    s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device)
+    s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device, acc=self.accelerator)
     s.val_loss = result["val_loss"]
     if not math.isfinite(s.val_loss): self.not_finite(s.step, f"validation loss {s.val_loss}")
     if s.val_loss < s.best_loss: s.best_loss, s.best_step, s.bad_evals = s.val_loss, s.step, 0
@@ -420,22 +486,36 @@ def validate(self: Trainer) -> dict: # to add to the line of metrics
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #a92122f1
+# %% ../nbs/08_train.ipynb #a7657bae
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_optimizer_state_dict, StateDictOptions
+
 @patch
 def save(self: Trainer):
-    "Save a checkpoint of this step; keep the best and the last ones."
+    "Save a checkpoint of this step; keep the best and the last ones. All processes take part, the first one writes."
     acc, folder = self.accelerator, self.dir/"checkpoints"/f"step_{self.state.step:08d}"
-    state = dict(state=asdict(self.state), optimizer=self.optimizer.state_dict(),
-                 scaler=acc.scaler.state_dict() if acc.scaler else None)
-    save_checkpoint(folder, self.model, self.data.tokenizer, state)
-    self.mark_best()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=acc.num_processes > 1) # all pieces, on the first process
+    optimizer, weights = get_optimizer_state_dict(self.plain, self.optimizer.optimizer, options=options), None
+    if self.cfg.parallel == "fsdp" and acc.num_processes > 1:
+        weights = {k.removeprefix("model."): v for k, v in get_model_state_dict(self.plain, options=options).items()}
+        if self.model.config.tie_word_embeddings: weights.pop("lm_head.weight", None)
+    if self.main:
+        state = dict(state=asdict(self.state), optimizer=optimizer, scaler=acc.scaler.state_dict() if acc.scaler else None)
+        save_checkpoint(folder, self.model, self.data.tokenizer, state, weights)
+        self.mark_best()
+        self.prune(folder)
+    acc.wait_for_everyone()
+    self.saved_at = time.monotonic()
+    self.lap()
+
+@patch
+def prune(self: Trainer, newest):
+    "Remove checkpoints that are neither regular, nor the newest, nor the best."
     every, keep, saved = self.cfg.checkpoint_every, self.cfg.keep_checkpoints, checkpoints(self.dir)
     regular = [p for p in saved if every and int(p.name[5:]) % every == 0]
     best = self.dir/"checkpoints"/"best.json"
     best = read_json(best)["folder"] if best.exists() else None
-    for p in set(saved) - {*regular[-keep:], folder}: # [-0:] is all of them
+    for p in set(saved) - {*regular[-keep:], newest}: # [-0:] is all of them
         if p.name != best: shutil.rmtree(p)
-    self.lap()
 
 @patch
 def mark_best(self: Trainer):
@@ -444,65 +524,120 @@ def mark_best(self: Trainer):
     best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
     if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
-@patch
-def load(self: Trainer, folder):
-    "Continue from a checkpoint."
-    try:
+# %% ../nbs/08_train.ipynb #023f19b7
+def load_newest(run_dir, model) -> Path|None: # its folder
+    "Load the weights of the newest intact checkpoint of a run into `model`."
+    for folder in reversed(checkpoints(run_dir)):
+        if wrong := damage(folder):
+            warnings.warn(f"checkpoint {folder}: {wrong}; the one before it is used", stacklevel=2)
+            continue
         with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-        self.model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
-        saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
-        self.state = State(**saved["state"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-    except Exception as e: raise RuntimeError(f"checkpoint {folder}: cannot be read ({e}); delete it to continue from the one before") from e
-    if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
-    self.mark_best()
+        model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
+        return folder
 
-# %% ../nbs/08_train.ipynb #0aa34d85
+@patch
+def restore(self: Trainer, folder):
+    "Continue from a checkpoint: optimiser, scaler, and how far the run was."
+    saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
+    self.state = State(**saved["state"])
+    set_optimizer_state_dict(self.plain, self.optimizer.optimizer, saved["optimizer"], options=StateDictOptions(full_state_dict=True))
+    if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
+    if self.main: self.mark_best()
+
+# %% ../nbs/08_train.ipynb #03878e73
+class Preempted(SystemExit):
+    "A run that was told to stop, and can be continued."
+
+@contextmanager
+def heed_signals(trainer):
+    "Note SIGTERM and SIGUSR1 in `trainer.signal` instead of dying of them."
+    def note(signum, frame): trainer.signal = signal.Signals(signum).name
+    names = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+    old = {n: signal.signal(n, note) for n in names} if threading.current_thread() is threading.main_thread() else {}
+    try: yield
+    finally:
+        for n, handler in old.items(): signal.signal(n, handler)
+
+@patch
+def asked(self: Trainer) -> tuple: # save by the clock?, stop?
+    "What clock and signals ask for, the same on all processes."
+    minutes, acc = self.cfg.checkpoint_minutes, self.accelerator
+    asked = [bool(minutes) and time.monotonic() > self.saved_at + 60*minutes, self.signal is not None]
+    if acc.num_processes == 1: return tuple(asked)
+    if self.state.step % self.cfg.log_every: return False, False
+    return tuple(x > 0 for x in acc.reduce(torch.tensor(asked, dtype=torch.float32, device=self.device), "sum").tolist())
+
+# %% ../nbs/08_train.ipynb #48df560a
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
-    cfg, s, self.started, first = self.cfg, self.state, time.perf_counter(), True
-    bar = tqdm(total=cfg.steps, initial=s.step, desc=self.config["name"], unit="step", disable=not self.progress,
-               dynamic_ncols=True, mininterval=1)
+    self.started, self.saved_at = time.perf_counter(), time.monotonic()
+    self.bar = tqdm(total=self.cfg.steps, initial=self.state.step, desc=self.config["name"], unit="step", dynamic_ncols=True, mininterval=1,
+                    disable=not (self.progress and self.main))
     try:
         self.start_trackers()
-        while not self.done:
-            self.train_step()
-            if first: self.exclude_first()
-            first, last = False, s.step == cfg.steps
-            evaluates = s.step % cfg.eval_every == 0 or last
-            saves = cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
-            if evaluates or saves or s.step % cfg.log_every == 0:
-                record = self.flush()
-                if evaluates: record |= self.validate()
-                self.metrics.write(record)
-                self.accelerator.log(record, step=s.step)
-                bar.set_postfix_str(f"loss {s.train_loss:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else ""), refresh=False)
-            if saves or self.done or evaluates and cfg.save_best and s.best_step == s.step: self.save()
-            bar.update()
-            if self.on_step: self.on_step(self)
+        with heed_signals(self): self.loop()
         return self.finish()
+    except torch.OutOfMemoryError as e: raise self.out_of_memory() from e
     finally:
-        bar.close()
-        self.metrics.close()
+        self.bar.close()
+        if self.main: self.metrics.close()
         self.accelerator.end_training()
 
-# %% ../nbs/08_train.ipynb #d8ffee62
+@patch
+def loop(self: Trainer):
+    "All steps that are left."
+    cfg, s, first = self.cfg, self.state, True
+    while not self.done:
+        self.train_step()
+        if first: self.exclude_first()
+        first, last = False, s.step == cfg.steps
+        clock, stop = self.asked()
+        evaluates = s.step % cfg.eval_every == 0 or last
+        saves = clock or stop or cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
+        if evaluates or saves or s.step % cfg.log_every == 0: self.log(evaluates)
+        if saves or self.done or evaluates and cfg.save_best and s.best_step == s.step: self.save()
+        self.bar.update()
+        if self.on_step: self.on_step(self)
+        if stop and not self.done:
+            if self.main: print(f"stopped by {self.signal or 'a signal'} after step {s.step}; the same command continues", file=sys.stderr)
+            raise Preempted(75)
+
+@patch
+def log(self: Trainer, evaluates: bool):
+    "Write a line of metrics, evaluating first if it is time to."
+    record = self.flush()
+    if evaluates: record |= self.validate()
+    if self.main: self.metrics.write(record)
+    self.accelerator.log(record, step=self.state.step)
+    s = self.state
+    self.bar.set_postfix_str(f"loss {s.train_loss:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else ""), refresh=False)
+
+@patch
+def out_of_memory(self: Trainer) -> RuntimeError:
+    "What to do about it, in one line."
+    cfg, gib = self.cfg, peak_memory(self.device) / 2**30
+    return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
+                        f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
+
+# %% ../nbs/08_train.ipynb #0769619f
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
     windows = eval_windows(data.n_val_windows, self.eval_size)
-    with tqdm(total=len(windows), desc="whole validation set", leave=False, disable=not self.progress) as bar:
-        final = evaluate(self.objective, data, windows, self.device, bar)
+    with tqdm(total=-(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
+              disable=not (self.progress and self.main)) as bar:
+        final = evaluate(self.objective, data, windows, self.device, bar, self.accelerator)
     if not math.isfinite(final["val_loss"]): self.not_finite(s.step, f"loss {final['val_loss']} on the whole validation set")
-    documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else []
-    self.model.eval()
-    with self.accelerator.autocast(): recall = recall_table(recalled(self.model, documents, data.cfg.length + 1, device=self.device))
+    self.objective.eval()
+    documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
+    recall = recall_table(recalled(self.objective, documents, data.cfg.length + 1, device=self.device))
     self.lap()
     summary = self.summary(final) | dict(recall=recall, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
-    save_json(summary, self.dir/"summary.json")
+    if self.main: save_json(summary, self.dir/"summary.json")
+    self.accelerator.wait_for_everyone()
     return summary
 
 # %% ../nbs/08_train.ipynb #c2278c88
@@ -541,7 +676,7 @@ def start_trackers(self: Trainer):
     init = dict(mode=self.cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"])
     self.accelerator.init_trackers(self.cfg.wandb_project, config=self.config, init_kwargs=dict(wandb=init))
 
-# %% ../nbs/08_train.ipynb #fdd421e3
+# %% ../nbs/08_train.ipynb #a85c0b5e
 def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -563,15 +698,25 @@ def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
     if resume and (summary := finished(run_dir, config)): return summary
     warn_patience(cfg)
     if cfg.threads: torch.set_num_threads(cfg.threads)
-    data = data or load_data(data_config, rebuild=rebuild_cache, progress=progress)
+    processes = PartialState(cpu=on_cpu(cfg))
+    check_processes(cfg, processes.num_processes)
+    with processes.main_process_first(): # the others find the tokens ready
+        data = data or load_data(data_config, rebuild=rebuild_cache, progress=progress and processes.is_main_process)
     config["corpus"] = data.stats()
     model_config = with_tokens(model_config, data)
     config["model"]["vocab_size"] = data.vocab_size
-    with training_lock(run_dir):
-        if not resume: clear_run(run_dir)
+    with training_lock(run_dir) if processes.is_main_process else nullcontext():
+        if processes.is_main_process and not resume: clear_run(run_dir)
+        processes.wait_for_everyone()
         if summary := finished(run_dir, config): return summary
-        save_json(config | dict(environment=environment()), run_dir/"config.json")
+        if processes.is_main_process: save_json(config | dict(environment=environment(), processes=processes.num_processes), run_dir/"config.json")
         return Trainer(model_config, data, cfg, run_dir, config, progress, on_step).fit()
+
+def check_processes(cfg: TrainConfig, n: int):
+    "Refuse a batch that cannot be shared out."
+    parts = cfg.accumulation * n
+    if cfg.batch_size % parts:
+        raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
 # %% ../nbs/08_train.ipynb #f90180a5
 def check_machine(cfg: TrainConfig):
@@ -678,7 +823,7 @@ def with_flags(f):
     f.__signature__ = Signature(own + flags)
     return f
 
-# %% ../nbs/08_train.ipynb #fd80743a
+# %% ../nbs/08_train.ipynb #0af1a43f
 @command
 @with_flags
 def hybrid_train(pattern: str = "AMAMAMAM", # one letter a block; repetition as in "(AM)4"
@@ -694,7 +839,7 @@ def hybrid_train(pattern: str = "AMAMAMAM", # one letter a block; repetition as 
     "Train one model, or continue or show a run that exists."
     if use_wandb and knobs.get("wandb", "disabled") == "disabled": knobs["wandb"] = "online"
     s = train_run(pattern, name, study, runs, plugins, not restart, rebuild_cache, not quiet, **knobs)
-    print(describe_summary(s), f"  in {Path(runs)/study/s['name']}", sep="\n")
+    if PartialState().is_main_process: print(describe_summary(s), f"  in {Path(runs)/study/s['name']}", sep="\n")
 
 def describe_summary(s: dict) -> str:
     "A few lines for people."

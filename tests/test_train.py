@@ -1,5 +1,5 @@
 "Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
-import json, os, random, runpy, signal, subprocess, sys, time
+import json, os, random, runpy, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
@@ -142,6 +142,50 @@ def test_sigkill(lab):
     same = "final_val_loss best_val_loss best_step val_accuracy bits_per_byte tokens_seen train_loss".split()
     a, b = (read_json(run/"summary.json") for run in (calm, killed))
     assert {k: a[k] for k in same} == {k: b[k] for k in same}
+
+def test_told_to_stop(lab):
+    "SIGTERM: the step is finished and saved, the exit code asks for another try, and the run goes on from that step."
+    args, run = flags(pattern="A", name="evicted", steps=400, log_every=1, checkpoint_every=0, save_best=False), lab/"runs"/"default"/"evicted"
+    process = subprocess.Popen([sys.executable, "hybrid_train", *args], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run/"metrics.jsonl").exists() or (run/"metrics.jsonl").read_text().count("\n") < 5: time.sleep(.005)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == 75 and "stopped by SIGTERM after step" in error
+    [saved] = (run/"checkpoints").glob("step_*")
+    assert int(saved.name[5:]) == lines(run)[-1]["step"] < 400
+    assert command(*args) == 0 and [l["step"] for l in lines(run)] == list(range(1, 401))
+
+def ranks(n, *args):
+    "The command in `n` processes."
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    r = subprocess.run([*launch, "hybrid_train", *args], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+@pytest.mark.parametrize("name, n, extra", [("two", 2, {}), ("four", 4, dict(accumulation=2)), ("sharded", 2, dict(parallel="fsdp"))])
+def test_many_processes(lab, name, n, extra):
+    "The same run on 1, 2 and 4 processes, sharded too: the same losses, each validation window counted once."
+    settings = dict(pattern="AM", steps=12, batch_size=8, dropout=0, log_every=1, eval_every=5, eval_batches=3, checkpoint_every=6)
+    assert command(*flags(**settings, name="alone")) == 0
+    ranks(n, *flags(**settings | extra, name=name))
+    want, got = (lab/"runs"/"default"/k for k in ("alone", name))
+    assert len(lines(got)) == 12
+    for a, b in zip(lines(want), lines(got)):
+        assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
+    a, b = (read_json(r/"summary.json") for r in (want, got))
+    assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ("final_val_loss", "val_accuracy", "bits_per_byte", "parameters", "tokens_seen"))
+    a, b = (load_file(r/"checkpoints"/"step_00000012"/"model.safetensors") for r in (want, got))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    # what several processes began, one continues
+    (got/"summary.json").unlink()
+    shutil.rmtree(got/"checkpoints"/"step_00000012")
+    assert command(*flags(**settings, name=name, **{k: v for k, v in extra.items() if k == "accumulation"})) == 0
+    assert [l["step"] for l in lines(got)] == list(range(1, 13))
+    assert all(x[k] == pytest.approx(y[k], rel=2e-5) for x, y in zip(lines(want), lines(got)) for k in x)
+
+def test_batch_that_cannot_be_shared(lab):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    r = subprocess.run([*launch, "hybrid_train", *flags(pattern="A", name="odd", batch_size=5)], capture_output=True, text=True)
+    assert r.returncode != 0 and "hybrid_train: batch_size 5: must be a multiple of accumulation × processes, 1 × 2" in r.stderr
 
 def test_wandb_offline(lab, monkeypatch):
     "No account and no network: the run is in the run folder."
