@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'warmup', 'warn_patience', 'learning_rate',
-           'decayed', 'make_optimizer', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled',
+           'decayed', 'make_optimizers', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled',
            'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
            'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest',
            'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'train', 'check_processes', 'check_machine',
@@ -43,7 +43,7 @@ from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #0bad7dbc
+# %% ../nbs/08_train.ipynb #53cba6eb
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -52,8 +52,10 @@ class TrainConfig:
     accumulation: int = 1 # micro-batches a step is computed in: less memory, same gradient
     learning_rate: float = 4e-4 # at the peak
     warmup_steps: float = 0.1 # linear warm-up: a number of steps or, below 1, a share of `steps`
-    schedule: str = "cosine" # after the warm-up: cosine or constant
-    min_learning_rate_ratio: float = 0. # where the cosine ends, as a share of the peak
+    schedule: str = "cosine" # after the warm-up: cosine, constant, or wsd (stable, then down in a line)
+    decay_share: float = 0.2 # of all steps, in which wsd goes down
+    min_learning_rate_ratio: float = 0. # where cosine and wsd end, as a share of the peak
+    optimizer: str = "adamw" # adamw, or muon for matrices within blocks and AdamW for all else
     weight_decay: float = 0.01 # a step, times the learning rate; matrices only
     beta1: float = 0.9 # AdamW: memory of the gradient's mean
     beta2: float = 0.95 # AdamW: memory of its square
@@ -81,7 +83,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #8c65f9fe
+# %% ../nbs/08_train.ipynb #4a25e1f8
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -100,9 +102,10 @@ def check_config(cfg: TrainConfig):
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
     need(cfg.learning_rate > 0, "learning_rate", "must be positive")
     for name in ("beta1", "beta2"): need(0 <= getattr(cfg, name) < 1, name, "must be in [0, 1)")
-    need(0 <= cfg.min_learning_rate_ratio <= 1, "min_learning_rate_ratio", "must be in [0, 1]")
+    for name in ("min_learning_rate_ratio", "decay_share"): need(0 <= getattr(cfg, name) <= 1, name, "must be in [0, 1]")
+    need(cfg.optimizer == "adamw" or (cfg.parallel == "ddp" and cfg.precision != "fp16"), "optimizer", "goes with parallel ddp and precision fp32 or bf16 only")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
-    choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant", device="auto cpu", wandb="disabled offline online",
+    choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant wsd", optimizer="adamw muon", device="auto cpu", wandb="disabled offline online",
                    parallel="ddp fsdp")
     for name, accepted in choices.items():
         need(getattr(cfg, name) in accepted.split(), name, f"unknown (accepted: {accepted.replace(' ', ', ')})")
@@ -119,31 +122,37 @@ def warn_patience(cfg: TrainConfig):
         warnings.warn(f"early stopping can end this run from step {first:,} on (eval_every {cfg.eval_every} × patience "
                       f"{cfg.patience}), before the {cfg.steps:,} steps planned; for the whole run set patience to 0", stacklevel=2)
 
-# %% ../nbs/08_train.ipynb #d0bc3680
+# %% ../nbs/08_train.ipynb #f6443b2a
 def learning_rate(step: int, # steps done, from 0
                   cfg: TrainConfig) -> float:
     "The learning rate of the update that follows `step`."
     w, low = warmup(cfg), cfg.min_learning_rate_ratio
     if step < w: return cfg.learning_rate * step / w
     if cfg.schedule == "constant": return cfg.learning_rate
+    if cfg.schedule == "wsd":
+        left = (cfg.steps - step) / max(1, min(cfg.decay_share * cfg.steps, cfg.steps - w)) # 1 where the way down begins
+        return cfg.learning_rate * (low + (1 - low) * min(1, left))
     done = (step - w) / max(1, cfg.steps - w)
     return cfg.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * min(1, done))) / 2)
 
-# %% ../nbs/08_train.ipynb #7369f5ac
+# %% ../nbs/08_train.ipynb #d87e44e1
 def decayed(model: nn.Module) -> set: # of names
     "The parameters to which weight decay applies."
     return {n for n, p in model.named_parameters() if p.ndim >= 2 and not getattr(p, "_no_weight_decay", False)}
 
-def make_optimizer(model: nn.Module, # on its device already
-                   cfg: TrainConfig,
-                   decay: set|None = None # names from `decayed`, if the model's parameters have lost their marks since
-                  ) -> torch.optim.AdamW:
-    "AdamW with decay on matrices only."
-    decay, params = decayed(model) if decay is None else decay, [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [dict(params=[p for n, p in params if n in decay], weight_decay=cfg.weight_decay),
-              dict(params=[p for n, p in params if n not in decay], weight_decay=0.)]
-    fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for _, p in params)
-    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
+def make_optimizers(model: nn.Module, # on its device already
+                    cfg: TrainConfig,
+                    decay: set|None = None # names from `decayed`, if the model's parameters have lost their marks since
+                   ) -> list:
+    "AdamW with decay on matrices only; with Muon for the matrices within blocks if asked."
+    decay, params = decayed(model) if decay is None else decay, {n: p for n, p in model.named_parameters() if p.requires_grad}
+    muon = {n for n in decay & set(params) if params[n].ndim == 2 and ".layers." in n} if cfg.optimizer == "muon" else set()
+    groups = [dict(params=[p for n, p in params.items() if n in decay - muon], weight_decay=cfg.weight_decay),
+              dict(params=[p for n, p in params.items() if n not in decay], weight_decay=0.)]
+    fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") for p in params.values())
+    adamw = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
+    if not muon: return [adamw]
+    return [adamw, torch.optim.Muon([params[n] for n in params if n in muon], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 # %% ../nbs/08_train.ipynb #d34320af
 class Objective(nn.Module):
@@ -380,7 +389,7 @@ def seed_step(seed: int, step: int, device, rank: int = 0):
     random.seed(mixed); np.random.seed(mixed); torch.default_generator.manual_seed(mixed)
     if device.type != "cpu": torch.get_device_module(device).manual_seed(mixed)
 
-# %% ../nbs/08_train.ipynb #4c918e6d
+# %% ../nbs/08_train.ipynb #26b149b4
 @patch
 def prepare(self: Trainer):
     "Move the model to its device, wrap it for all processes, make the optimiser."
@@ -393,10 +402,10 @@ def prepare(self: Trainer):
         for block in self.model.base_model.layers: fully_shard(block)
         fully_shard(self.plain, reshard_after_forward=True) # also after an evaluation, so that the optimiser finds its pieces
     if cfg.compile: self.plain.compile()
-    self.optimizer = acc.prepare_optimizer(make_optimizer(self.model, cfg, decay))
+    self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 
-# %% ../nbs/08_train.ipynb #11a9228e
+# %% ../nbs/08_train.ipynb #b58d473b
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
@@ -404,7 +413,8 @@ def train_step(self: Trainer):
     rank, ranks = acc.process_index, acc.num_processes
     seed_step(cfg.seed, state.step, self.device, rank)
     count, total = cfg.batch_size * self.data.cfg.length, 0.
-    for group in self.optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
+    for optimizer in self.optimizers:
+        for group in optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
     for part in range(cfg.accumulation):
         first = (part * ranks + rank) * rows
         batch = self.data.train_batch(cfg.seed, state.step, cfg.batch_size, slice(first, first + rows))
@@ -414,8 +424,9 @@ def train_step(self: Trainer):
             loss, _ = self.objective(batch[:, :-1], batch[:, 1:], count)
             acc.backward(loss * cfg.accumulation * ranks)
             if acc.sync_gradients: norm = self.clip()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         total = total + loss.detach().float()
     state.step, state.tokens = state.step + 1, state.tokens + count
     self.pending.append((count, torch.stack([total, norm.float()])))
@@ -486,7 +497,7 @@ def validate(self: Trainer) -> dict: # to add to the line of metrics
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #a7657bae
+# %% ../nbs/08_train.ipynb #b6e9d4ca
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_optimizer_state_dict, StateDictOptions
 
 @patch
@@ -494,7 +505,7 @@ def save(self: Trainer):
     "Save a checkpoint of this step; keep the best and the last ones. All processes take part, the first one writes."
     acc, folder = self.accelerator, self.dir/"checkpoints"/f"step_{self.state.step:08d}"
     options = StateDictOptions(full_state_dict=True, cpu_offload=acc.num_processes > 1) # all pieces, on the first process
-    optimizer, weights = get_optimizer_state_dict(self.plain, self.optimizer.optimizer, options=options), None
+    optimizer, weights = get_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], options=options), None
     if self.cfg.parallel == "fsdp" and acc.num_processes > 1:
         weights = {k.removeprefix("model."): v for k, v in get_model_state_dict(self.plain, options=options).items()}
         if self.model.config.tie_word_embeddings: weights.pop("lm_head.weight", None)
@@ -524,7 +535,7 @@ def mark_best(self: Trainer):
     best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
     if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
-# %% ../nbs/08_train.ipynb #023f19b7
+# %% ../nbs/08_train.ipynb #a8b7fad2
 def load_newest(run_dir, model) -> Path|None: # its folder
     "Load the weights of the newest intact checkpoint of a run into `model`."
     for folder in reversed(checkpoints(run_dir)):
@@ -540,7 +551,7 @@ def restore(self: Trainer, folder):
     "Continue from a checkpoint: optimiser, scaler, and how far the run was."
     saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
     self.state = State(**saved["state"])
-    set_optimizer_state_dict(self.plain, self.optimizer.optimizer, saved["optimizer"], options=StateDictOptions(full_state_dict=True))
+    set_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], saved["optimizer"], options=StateDictOptions(full_state_dict=True))
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     if self.main: self.mark_best()
 
