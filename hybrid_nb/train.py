@@ -11,8 +11,8 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
            'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #78744f9c
-import hashlib, json, math, os, random, shutil, signal, sys, threading, time, warnings
+# %% ../nbs/08_train.ipynb #5e9ab473
+import hashlib, json, math, os, random, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -37,13 +37,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from .core import command, environment, load_plugin, read_json, run_lock, save_json
+from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #53cba6eb
+# %% ../nbs/08_train.ipynb #67515c54
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -80,6 +80,7 @@ class TrainConfig:
     compile: bool = False # torch.compile the model
     wandb: str = "disabled" # Weights & Biases: disabled, offline or online
     wandb_project: str = "hybrid_nb" # its project there
+    tensorboard: bool = False # also log to tensorboard/ in the run folder
 
     def __post_init__(self): check_config(self)
 
@@ -304,8 +305,8 @@ def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #4fb08332
-harmless = set("wandb wandb_project threads device compile keep_checkpoints checkpoint_every checkpoint_minutes save_best cache_dir "
+# %% ../nbs/08_train.ipynb #5c5ba8ef
+harmless = set("wandb wandb_project tensorboard threads device compile keep_checkpoints checkpoint_every checkpoint_minutes save_best cache_dir "
                "parallel activation_checkpointing".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
@@ -326,7 +327,7 @@ def check_same(old: dict, new: dict, # contents of two `config.json`; the corpus
     raise ValueError(f"{run_dir} holds a run with {what}: {', '.join(text for _, text in changed)} "
                      "(take another name, or start it anew with resume=False or --restart)")
 
-# %% ../nbs/08_train.ipynb #f3f89099
+# %% ../nbs/08_train.ipynb #ad3d9880
 @dataclass
 class State:
     "How far a run is."
@@ -340,14 +341,15 @@ class State:
     bad_evals: int = 0 # evaluations since the best
     train_loss: float|None = None # of the last line of metrics
     val_loss: float|None = None
+    skipped: int = 0 # updates that fp16's scaler left out because a gradient overflowed
 
-# %% ../nbs/08_train.ipynb #ac03384a
+# %% ../nbs/08_train.ipynb #856b5bfe
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
         self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
         self.progress, self.on_step = progress, on_step
-        self.accelerator, self.state, self.pending, self.signal = make_accelerator(cfg), State(), [], None
+        self.accelerator, self.state, self.pending, self.signal = make_accelerator(cfg, self.dir), State(), [], None
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
         if self.main:
@@ -371,14 +373,15 @@ class Trainer:
     @property
     def done(self): return self.state.step >= self.cfg.steps or self.stopped_early
 
-# %% ../nbs/08_train.ipynb #8e66d297
-def make_accelerator(cfg: TrainConfig) -> Accelerator:
+# %% ../nbs/08_train.ipynb #a3cdc961
+def make_accelerator(cfg: TrainConfig, run_dir=None) -> Accelerator:
     "A fresh `Accelerator`; its settings are otherwise shared by all in a process, and two runs in a notebook may differ."
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)
     GradientState._reset_state()
     return Accelerator(mixed_precision="no" if cfg.precision == "fp32" else cfg.precision, cpu=on_cpu(cfg),
-                       gradient_accumulation_steps=cfg.accumulation, log_with=None if cfg.wandb == "disabled" else "wandb")
+                       gradient_accumulation_steps=cfg.accumulation, project_dir=run_dir,
+                       log_with=["wandb"] * (cfg.wandb != "disabled") + ["tensorboard"] * cfg.tensorboard or None)
 
 def on_cpu(cfg): return cfg.device == "cpu" or not torch.accelerator.is_available()
 
@@ -405,7 +408,7 @@ def prepare(self: Trainer):
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 
-# %% ../nbs/08_train.ipynb #b58d473b
+# %% ../nbs/08_train.ipynb #5a664c02
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
@@ -426,6 +429,7 @@ def train_step(self: Trainer):
             if acc.sync_gradients: norm = self.clip()
             for optimizer in self.optimizers:
                 optimizer.step()
+                state.skipped += bool(acc.scaler) and acc.sync_gradients and optimizer.step_was_skipped
                 optimizer.zero_grad()
         total = total + loss.detach().float()
     state.step, state.tokens = state.step + 1, state.tokens + count
@@ -437,7 +441,7 @@ def clip(self: Trainer) -> Tensor: # the norm before
     norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.cfg.clip or math.inf)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of all pieces
 
-# %% ../nbs/08_train.ipynb #c77a880a
+# %% ../nbs/08_train.ipynb #39e8142c
 @patch
 def flush(self: Trainer) -> dict: # the line of metrics
     "Fetch the losses since the last line, read the clock, check that all is finite."
@@ -455,7 +459,7 @@ def flush(self: Trainer) -> dict: # the line of metrics
     s.step_seconds, s.step_tokens = s.step_seconds + elapsed, s.step_tokens + tokens
     return dict(step=s.step, time=s.seconds, tokens=s.tokens, train_loss=s.train_loss,
                 learning_rate=learning_rate(s.step - 1, self.cfg), grad_norm=sum(norms) / len(norms) if norms else None,
-                tokens_per_second=tokens / elapsed if tokens else None)
+                tokens_per_second=tokens / elapsed if tokens else None) | (dict(skipped_updates=s.skipped) if acc.scaler else {})
 
 @patch
 def not_finite(self: Trainer, step, what):
@@ -631,7 +635,7 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #0769619f
+# %% ../nbs/08_train.ipynb #b4da66d6
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
@@ -648,6 +652,7 @@ def finish(self: Trainer) -> dict: # the summary
     summary = self.summary(final) | dict(recall=recall, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
     if self.main: save_json(summary, self.dir/"summary.json")
+    self.attach_summary()
     self.accelerator.wait_for_everyone()
     return summary
 
@@ -679,13 +684,26 @@ def peak_memory(device) -> int: # bytes
 
 def device_name(device) -> str: return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/08_train.ipynb #3c08e3ab
+# %% ../nbs/08_train.ipynb #44a65fc4
 @patch
 def start_trackers(self: Trainer):
-    "Begin the W&B run, if one is wanted."
-    if self.cfg.wandb == "disabled": return
-    init = dict(mode=self.cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"])
-    self.accelerator.init_trackers(self.cfg.wandb_project, config=self.config, init_kwargs=dict(wandb=init))
+    "Begin the W&B run, and TensorBoard's, if they are wanted."
+    cfg, path = self.cfg, self.dir/"wandb_id"
+    if cfg.wandb == "disabled" and not cfg.tensorboard: return
+    if self.main and cfg.wandb != "disabled" and not path.exists():
+        with atomic_write(path) as f: f.write(uuid.uuid4().hex[:8])
+    init = dict(mode=cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"], resume="allow",
+                id=path.read_text() if self.main and path.exists() else None, config=self.config)
+    self.accelerator.init_trackers("tensorboard" if cfg.wandb == "disabled" else cfg.wandb_project, init_kwargs=dict(wandb=init))
+
+@patch
+def attach_summary(self: Trainer):
+    "Give W&B the summary as an artifact."
+    if not self.main or self.cfg.wandb == "disabled": return
+    import wandb
+    artifact = wandb.Artifact(f"{self.config['study']}-{self.config['name']}", type="run")
+    artifact.add_file(str(self.dir/"summary.json"))
+    self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(artifact)
 
 # %% ../nbs/08_train.ipynb #a85c0b5e
 def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's
@@ -729,13 +747,13 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #f90180a5
+# %% ../nbs/08_train.ipynb #5c26a9e7
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
         raise ValueError("precision 'fp16': needs an accelerator, this run is on the CPU (accepted there: fp32, bf16)")
-    if cfg.wandb != "disabled" and not find_spec("wandb"):
-        raise ValueError(f"wandb {cfg.wandb!r}: the package is not installed (pip install wandb)")
+    for k, wanted in dict(wandb=cfg.wandb != "disabled", tensorboard=cfg.tensorboard).items():
+        if wanted and not find_spec(k): raise ValueError(f"{k} {getattr(cfg, k)!r}: the package is not installed (pip install {k})")
 
 def with_tokens(model_config: HybridConfig, data) -> HybridConfig: # a copy
     "The model for the tokens of `data`."

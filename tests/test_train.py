@@ -199,3 +199,17 @@ def test_wandb_offline(lab, monkeypatch):
     while len(found := {k for k in (b"train_loss", b"final_val_loss", b"hidden_size") if k in log.read_bytes()}) < 3 and time.time() < deadline:
         time.sleep(.1)
     assert len(found) == 3
+    # continued, it is the same run there
+    run = lab/"runs"/"default"/"watched"
+    (run/"summary.json").unlink()
+    shutil.rmtree(run/"checkpoints")
+    assert command(*flags(pattern="A", name="watched", steps=4, use_wandb=True, wandb="offline")) == 0
+    logs = list((run/"wandb").glob("offline-run-*"))
+    assert len(logs) >= 1 and {p.name.rsplit("-", 1)[1] for p in logs} == {(run/"wandb_id").read_text()}
+
+def test_tensorboard(lab):
+    pytest.importorskip("tensorboard")
+    assert command(*flags(pattern="A", name="boarded", steps=4, tensorboard=True)) == 0
+    [log] = (lab/"runs"/"default"/"boarded"/"tensorboard").glob("events.*")
+    assert b"train_loss" in log.read_bytes() and b"final_val_loss" in log.read_bytes()
+
