@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'register', 'attention', 'window_attention', 'mamba',
-           'gated_convolution', 'GatedMLP', 'HybridConfig', 'check_config', 'Block', 'HybridPreTrainedModel',
+           'mamba2', 'gated_convolution', 'GatedMLP', 'HybridConfig', 'check_config', 'Block', 'HybridPreTrainedModel',
            'HybridCache', 'HybridModel', 'uncached', 'HybridForCausalLM', 'parameter_table', 'count_parameters',
-           'describe', 'from_mamba', 'hybrid_params']
+           'describe', 'from_mamba', 'from_mamba2', 'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #670e1a75
+# %% ../nbs/04_model.ipynb #38a3c418
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from .attention import Attention
 from .core import command
 from .loss import linear_cross_entropy
 from .patterns import add_block, blocks, find_pattern, named_patterns, parse_pattern, short_pattern
+from .ssd import Mamba2
 from .ssm import GatedConv, Mamba
 
 # %% ../nbs/04_model.ipynb #d3620ff0
@@ -47,7 +48,7 @@ def register(letter: str, # one upper-case letter
         return make
     return _register
 
-# %% ../nbs/04_model.ipynb #38e8ff20
+# %% ../nbs/04_model.ipynb #9f79bd15
 @register("A", "causal attention", cache="full_attention")
 def attention(c, layer_idx):
     return Attention(c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.rope_theta, bias=c.attention_bias, layer_idx=layer_idx)
@@ -60,6 +61,11 @@ def window_attention(c, layer_idx):
 def mamba(c, layer_idx):
     return Mamba(c.hidden_size, c.state_size, c.conv_kernel, c.expand, c.time_step_rank, c.time_step_min, c.time_step_max, c.time_step_floor,
                  conv_bias=c.use_conv_bias, bias=c.use_bias, layer_idx=layer_idx, backend=c.scan_backend)
+
+@register("S", "Mamba-2", cache="linear_attention")
+def mamba2(c, layer_idx):
+    return Mamba2(c.hidden_size, c.ssd_state_size, c.conv_kernel, c.expand, c.ssd_head_dim, c.ssd_groups, c.ssd_chunk_size, dt_min=c.time_step_min,
+                  dt_max=c.time_step_max, dt_init_floor=c.time_step_floor, conv_bias=c.use_conv_bias, bias=c.use_bias, norm_eps=c.norm_eps, layer_idx=layer_idx)
 
 @register("G", "gated convolution", cache="linear_attention")
 def gated_convolution(c, layer_idx): return GatedConv(c.hidden_size, c.state_size, c.conv_kernel, c.expand, layer_idx=layer_idx)
@@ -76,7 +82,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x, **context): return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
-# %% ../nbs/04_model.ipynb #7248ab5c
+# %% ../nbs/04_model.ipynb #551f12b7
 class HybridConfig(PreTrainedConfig):
     "Everything that determines a model but its weights."
     model_type = "hybrid_nb"
@@ -91,14 +97,18 @@ class HybridConfig(PreTrainedConfig):
     attention_bias: bool = False   # biases in the projections of A and W
     intermediate_size: int|None = None # hidden width of F; None: 8/3 of the width, to a multiple of 64
     state_size: int = 16           # states a channel in M and G
-    conv_kernel: int = 4           # tokens that the convolution of M and G sees
-    expand: int = 2                # inner width of M and G, times the width
+    ssd_state_size: int = 64       # states a channel in S
+    ssd_head_dim: int = 64         # channels of a head of S, which share their decays
+    ssd_groups: int = 1            # groups of heads of S that share B and C
+    ssd_chunk_size: int = 64       # tokens that S takes in one masked product; changes speed only
+    conv_kernel: int = 4           # tokens that the convolution of M, S and G sees
+    expand: int = 2                # inner width of M, S and G, times the width
     time_step_rank: int|str = "auto" # rank of the step-size projection of M; "auto": width / 16
-    time_step_min: float = 1e-3    # range of the step sizes of M at the start
+    time_step_min: float = 1e-3    # range of the step sizes of M and S at the start
     time_step_max: float = 0.1
     time_step_floor: float = 1e-4
-    use_conv_bias: bool = True     # bias in the convolution of M
-    use_bias: bool = False         # biases in the in- and out-projection of M
+    use_conv_bias: bool = True     # bias in the convolution of M and S
+    use_bias: bool = False         # biases in the in- and out-projection of M and S
     scan_backend: str = "auto"     # how M computes its scan
     norm: str = "layernorm"        # layernorm or rmsnorm
     norm_eps: float = 1e-5
@@ -126,14 +136,15 @@ class HybridConfig(PreTrainedConfig):
     def layer_types(self): # transformers makes the cache from this list; "moe" is its word for a layer without one
         return ["moe" if (kind := mixers[letter].cache) in ("none", None) else kind for letter in self.pattern]
 
-# %% ../nbs/04_model.ipynb #45c2414e
+# %% ../nbs/04_model.ipynb #a3364a03
 def check_config(c):
     "Refuse impossible values in one line that names them."
     def need(ok, name, accepted):
         if not ok: raise ValueError(f"{name} {getattr(c, name)!r}: must be {accepted}")
     missing = sorted(set(c.pattern) - set(mixers))
     if missing: raise ValueError(f"pattern {c.pattern!r}: no mixer is registered for {', '.join(missing)} (registered: {', '.join(sorted(mixers))})")
-    for name in "vocab_size hidden_size num_attention_heads intermediate_size state_size conv_kernel expand".split():
+    for name in ("vocab_size hidden_size num_attention_heads intermediate_size state_size conv_kernel expand "
+                 "ssd_state_size ssd_head_dim ssd_groups ssd_chunk_size").split():
         need(isinstance(getattr(c, name), int) and getattr(c, name) > 0, name, "a whole number above 0")
     need(isinstance(c.sliding_window, int) and c.sliding_window > 1, "sliding_window", "a whole number above 1")
     need(c.norm in norms, "norm", " or ".join(norms))
@@ -151,6 +162,10 @@ def check_config(c):
         need(c.rope_theta is None or head % 2 == 0, "num_attention_heads", f"a number that makes the head size even for rotary positions (it is {head})")
         kv = c.num_key_value_heads
         need(kv is None or (kv > 0 and c.num_attention_heads % kv == 0), "num_key_value_heads", f"a divisor of num_attention_heads {c.num_attention_heads}")
+    if "S" in c.pattern:
+        inner = c.expand * c.hidden_size
+        need(inner % c.ssd_head_dim == 0, "ssd_head_dim", f"a divisor of expand * hidden_size = {inner}")
+        need(inner // c.ssd_head_dim % c.ssd_groups == 0, "ssd_groups", f"a divisor of the {inner // c.ssd_head_dim} heads of S (expand * hidden_size / ssd_head_dim)")
     rank = c.time_step_rank
     need(rank == "auto" or (isinstance(rank, int) and rank > 0), "time_step_rank", '"auto" or a whole number above 0')
 
@@ -318,22 +333,37 @@ def describe(model) -> str: # a HybridForCausalLM or a HybridConfig
     lines += [f"  {r['part']:28}" + (f"{r['count']:4} × {r['each']:>11,}" if r["count"] > 1 else " "*18) + f"{r['total']:>14,}" for r in rows]
     return "\n".join(lines)
 
-# %% ../nbs/04_model.ipynb #9b340621
-def from_mamba(path # a folder or name that `MambaForCausalLM.from_pretrained` takes, or such a model
-              ) -> HybridForCausalLM: # pattern `M…`, same logits
-    "Load a checkpoint in transformers' Mamba format."
-    from transformers import MambaForCausalLM
-    theirs = path if isinstance(path, nn.Module) else MambaForCausalLM.from_pretrained(path)
+# %% ../nbs/04_model.ipynb #bef638b5
+def _from_backbone(path, model_class, letter, must, renamed):
+    "A model of pattern `letter…` with the weights of a Mamba or Mamba-2 checkpoint; `renamed` are its settings that have another name here."
+    theirs = path if isinstance(path, nn.Module) else model_class.from_pretrained(path)
     c = theirs.config
-    for k, want in dict(hidden_act="silu", intermediate_size=c.expand * c.hidden_size).items():
-        if getattr(c, k) != want: raise ValueError(f"checkpoint {path if isinstance(path, str) else ''!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern M")
-    same = "vocab_size hidden_size state_size conv_kernel expand time_step_rank time_step_min time_step_max time_step_floor use_conv_bias use_bias tie_word_embeddings pad_token_id bos_token_id eos_token_id".split()
-    ours = HybridForCausalLM(HybridConfig(pattern=f"M{c.num_hidden_layers}", norm="rmsnorm", norm_eps=c.layer_norm_epsilon, dropout=0., scale_embedding=False,
-                                          **{k: getattr(c, k) for k in same})).to(theirs.dtype)
+    for k, want in must(c).items():
+        if getattr(c, k) != want: raise ValueError(f"checkpoint {path if isinstance(path, str) else ''!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern {letter}")
+    same = ("vocab_size hidden_size conv_kernel expand time_step_min time_step_max time_step_floor use_conv_bias use_bias tie_word_embeddings "
+            "pad_token_id bos_token_id eos_token_id").split()
+    settings = {k: getattr(c, k) for k in same} | {ours: getattr(c, k) for ours, k in renamed.items()}
+    ours = HybridForCausalLM(HybridConfig(pattern=f"{letter}{c.num_hidden_layers}", norm="rmsnorm", norm_eps=c.layer_norm_epsilon, dropout=0.,
+                                          scale_embedding=False, **settings)).to(theirs.dtype)
     rename = {"backbone.embeddings.": "model.embed_tokens.", "backbone.norm_f.": "model.norm.", "backbone.": "model."}
     def ours_of(key): return next((key.replace(old, new, 1) for old, new in rename.items() if key.startswith(old)), key)
     ours.load_state_dict({ours_of(k): v for k, v in theirs.state_dict().items()})
     return ours.eval()
+
+# %% ../nbs/04_model.ipynb #544004b2
+def from_mamba(path # a folder or name that `MambaForCausalLM.from_pretrained` takes, or such a model
+              ) -> HybridForCausalLM: # pattern `M…`, same logits
+    "Load a checkpoint in transformers' Mamba format."
+    from transformers import MambaForCausalLM
+    return _from_backbone(path, MambaForCausalLM, "M", lambda c: dict(hidden_act="silu", intermediate_size=c.expand * c.hidden_size),
+                          dict(state_size="state_size", time_step_rank="time_step_rank"))
+
+def from_mamba2(path # a folder or name that `Mamba2ForCausalLM.from_pretrained` takes, or such a model
+               ) -> HybridForCausalLM: # pattern `S…`, same logits
+    "Load a checkpoint in transformers' Mamba-2 format."
+    from transformers import Mamba2ForCausalLM
+    return _from_backbone(path, Mamba2ForCausalLM, "S", lambda c: dict(hidden_act="silu", time_step_limit=type(c.time_step_limit)((0., math.inf))),
+                          dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
 
 # %% ../nbs/04_model.ipynb #48a41e69
 @command
