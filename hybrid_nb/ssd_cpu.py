@@ -9,7 +9,7 @@ __all__ = ['ROWS', 'chunk_matrix_cpu', 'gated_norm_cpu']
 import numpy as np
 import torch
 from torch import Tensor
-from .scan_cpu import _exp2, _jit, _np, _run, _sigmoid, f4
+from .scan_cpu import _copied, _exp2, _jit, _np, _run, _sigmoid, f4
 
 # %% ../nbs/02b_ssd_cpu.ipynb #2361e03e
 @_jit
@@ -64,7 +64,7 @@ def _matrix_backward(scores, a, dt, dM, dscores, da, ddt, dD, first, stop):
 def _matrix_op(scores: Tensor, a: Tensor, dt: Tensor, D: Tensor|None) -> Tensor:
     M = scores.new_empty(*a.shape, a.shape[-1])
     D = dt.new_zeros(a.shape[1]) if D is None else D
-    _run(_matrix_forward, a.shape[0] * a.shape[1], *map(_np, (scores, a, dt, D)), M.numpy())
+    _run(_matrix_forward, a.shape[0] * a.shape[1], *map(_np, (scores, a, dt)), _copied(D), M.numpy())
     return M
 
 @_matrix_op.register_fake
@@ -144,7 +144,7 @@ def _norm_backward(dy, x, z, w, scale, dx, dz, dw, first, stop):
 @torch.library.custom_op("hybrid_nb::gated_norm", mutates_args=())
 def _norm_op(x: Tensor, z: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y, scale = x.new_empty(x.shape), x.new_empty(x.shape[:2])
-    _run(_norm_forward, -(-len(x) // ROWS), *map(_np, (x, z, w)), f4(eps), y.numpy(), scale.numpy())
+    _run(_norm_forward, -(-len(x) // ROWS), *map(_np, (x, z)), _copied(w), f4(eps), y.numpy(), scale.numpy())
     return y, scale
 
 @_norm_op.register_fake
@@ -154,7 +154,7 @@ def _(x, z, w, eps): return x.new_empty(x.shape), x.new_empty(x.shape[:2])
 def _norm_grad_op(dy: Tensor, x: Tensor, z: Tensor, w: Tensor, scale: Tensor) -> list[Tensor]:
     tasks = -(-len(x) // ROWS)
     dx, dz, dw = x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(tasks, *w.shape)
-    _run(_norm_backward, tasks, *map(_np, (dy, x, z, w, scale)), dx.numpy(), dz.numpy(), dw.numpy())
+    _run(_norm_backward, tasks, *map(_np, (dy, x, z)), _copied(w), _np(scale), dx.numpy(), dz.numpy(), dw.numpy())
     return [dx, dz, dw.sum(0)]
 
 @_norm_grad_op.register_fake

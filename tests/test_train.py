@@ -164,7 +164,7 @@ def ranks(n, *args):
 @pytest.mark.parametrize("name, n, extra", [("two", 2, {}), ("four", 4, dict(accumulation=2)), ("sharded", 2, dict(parallel="fsdp"))])
 def test_many_processes(lab, name, n, extra):
     "The same run on 1, 2 and 4 processes, sharded too: the same losses, each validation window counted once."
-    settings = dict(pattern="AM", steps=12, batch_size=8, dropout=0, log_every=1, eval_every=5, eval_batches=3, checkpoint_every=6)
+    settings = dict(pattern="AMSG", steps=12, batch_size=8, dropout=0, log_every=1, eval_every=5, eval_batches=3, checkpoint_every=6, ssd_head_dim=16)
     assert command(*flags(**settings, name="alone")) == 0
     ranks(n, *flags(**settings | extra, name=name))
     want, got = (lab/"runs"/"default"/k for k in ("alone", name))
