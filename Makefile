@@ -4,7 +4,7 @@ BIN := .venv/bin
 STUDY ?= quick
 README ?= README.md
 
-.PHONY: help setup report test lab docs readme clean
+.PHONY: help setup report test bench lab docs readme clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -29,6 +29,11 @@ test: .venv/tests ## check that notebooks and package agree, then test both
 	$(BIN)/pytest -q tests/test_notebooks.py
 	ls nbs/*.ipynb | if $(BIN)/python -c 'import triton' 2>/dev/null; then cat; else grep -v triton; fi | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/nbdev_test --path
 	$(BIN)/pytest -q tests --ignore tests/test_notebooks.py
+
+bench: setup ## measure the scan and the model beside their peers on the CPU, about ten minutes
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mambapy
+	$(BIN)/python reports/benchmarks/scan.py
+	cd reports/benchmarks && ../../$(BIN)/papermill --log-level WARNING --no-progress-bar -k python3 scan.ipynb scan.ipynb
 
 lab: setup ## open JupyterLab on the tour
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb

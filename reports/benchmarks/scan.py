@@ -1,19 +1,20 @@
 """Speed and memory of the selective scan on this machine's CPU, beside its peers in the same process.
 
-    python reports/benchmarks/scan.py [--threads 2] [--repeat 7] [--quick]
+    python reports/benchmarks/scan.py [--threads 2] [--repeat 7] [--quick] [--slow]
 
-Prints a table and writes scan-cpu.json beside this file. Peers: the Mamba layers of `transformers` (with and without its
-`mambapy` option; without it one token after another, so that is timed once and only with --slow) and of the package
-`mambapy` (pip install mambapy); rows of absent peers are left out. Rounds go through all contestants in turn, so that
-a slow moment of the machine hits them alike.
+Prints tables and writes scan-cpu.json beside this file; scan.ipynb draws it. Peers: the Mamba layers of `transformers` with
+its `mambapy` option (and without, one token after another, if asked by --slow) and of the package `mambapy`; rows of absent
+peers are left out. Rounds go through all contestants in turn, so that a slow moment of the machine hits them alike.
 """
 import importlib.util, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 import torch, torch.nn.functional as F
 from torch import nn
 from hybrid_nb.core import environment, save_json
+from hybrid_nb.model import HybridConfig, HybridForCausalLM
 from hybrid_nb.scan import selective_scan
+from hybrid_nb.ssd import Mamba2
 from hybrid_nb.ssm import GatedConv, Mamba
 
 WIDTH, STATE = 384, 16
@@ -49,14 +50,22 @@ def mambapy_block():
     return MambaBlock(MambaConfig(d_model=WIDTH, n_layers=1, d_state=STATE))
 
 
-def contestants(slow=False):
+def transformers_mamba2():
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+    config = Mamba2Config(hidden_size=WIDTH, state_size=64, head_dim=64, num_heads=2*WIDTH//64, n_groups=1, chunk_size=64, num_hidden_layers=1)
+    return Mamba2Mixer(config, layer_idx=0)
+
+
+def contestants():
     have = importlib.util.find_spec("mambapy")
-    makers = {"ours, cpu kernel": lambda: Mamba(WIDTH, STATE, backend="cpu"),
-              "ours, chunked torch": lambda: Mamba(WIDTH, STATE, backend="chunked"),
+    makers = {"M, cpu kernel": lambda: Mamba(WIDTH, STATE, backend="cpu"),
+              "M, chunked torch": lambda: Mamba(WIDTH, STATE, backend="chunked"),
               "transformers, mambapy": have and (lambda: transformers_mamba(use_mambapy=True)),
               "mambapy": have and mambapy_block,
-              "transformers, slow path": slow and (lambda: transformers_mamba(use_mambapy=False)),
-              "gated convolution G": lambda: GatedConv(WIDTH, STATE),
+              "S, 64 states": lambda: Mamba2(WIDTH, 64),
+              "transformers Mamba-2": transformers_mamba2,
+              "G": lambda: GatedConv(WIDTH, STATE),
               "two projections": Projections, "attention": Attention}
     return {k: make() for k, make in makers.items() if make}
 
@@ -76,16 +85,68 @@ def step(m, x):
 def spread(ts): return dict(median=statistics.median(ts), min=min(ts), max=max(ts), runs=len(ts))
 
 
-def time_layers(layers, batch, length, repeat):
-    "Seconds of forward + backward for each layer; the slow path only once."
-    x = torch.randn(batch, length, WIDTH, requires_grad=True)
-    ts = {k: [] for k in layers}
-    for k, m in layers.items():
-        if "slow" not in k: step(m, x)  # compile, allocate
-    for i in range(repeat):
-        for k, m in layers.items():
-            if i == 0 or "slow" not in k: ts[k].append(seconds(lambda: step(m, x)))
+def rounds(fs, repeat):
+    "Spread of the seconds of each of `fs`, taking turns."
+    ts = {k: [] for k in fs}
+    for _ in range(repeat):
+        for k, f in fs.items(): ts[k].append(seconds(f))
     return {k: spread(v) for k, v in ts.items()}
+
+
+def time_layers(layers, batch, length, repeat):
+    "Seconds of forward + backward for each layer."
+    x = torch.randn(batch, length, WIDTH, requires_grad=True)
+    for m in layers.values(): step(m, torch.randn(1, 64, WIDTH))  # compile, allocate
+    return rounds({k: lambda m=m: step(m, x) for k, m in layers.items()}, repeat)
+
+
+def time_lengths(layers, lengths, most=8.):
+    "`time_layers` by length, batch 1; a layer that took longer than `most` seconds is not asked for more."
+    out = {k: {} for k in layers}
+    for n in lengths:
+        going = {k: m for k, m in layers.items() if all(v["median"] < most for v in out[k].values())}
+        for k, v in time_layers(going, 1, n, 3).items(): out[k][n] = v
+    return out
+
+
+class PeerModel(nn.Module):
+    "`AMAMAMAM` of the base study from the parts of transformers: Llama attention, Mamba with `mambapy`, all logits at once."
+    def __init__(self, c):
+        super().__init__()
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+        attention = LlamaConfig(hidden_size=c.hidden_size, num_attention_heads=c.num_attention_heads, attn_implementation="sdpa")
+        self.rope, self.embed = LlamaRotaryEmbedding(attention), nn.Embedding(c.vocab_size, c.hidden_size)
+        make = dict(A=lambda i: LlamaAttention(attention, i), M=lambda i: transformers_mamba(use_mambapy=True))
+        self.mixers = nn.ModuleList([make[letter](i) for i, letter in enumerate(c.pattern)])
+        self.norms = nn.ModuleList([nn.LayerNorm(c.hidden_size) for _ in range(len(c.pattern) + 1)])
+        self.drop, self.pattern = nn.Dropout(c.dropout), c.pattern
+        nn.init.normal_(self.embed.weight, std=.02)
+
+    def forward(self, input_ids, shift_labels):
+        x = self.embed(input_ids) * WIDTH**.5
+        rope = self.rope(x, torch.arange(x.shape[1])[None])
+        for letter, norm, mixer in zip(self.pattern, self.norms, self.mixers):
+            x = x + self.drop(mixer(norm(x), rope, None)[0] if letter == "A" else mixer(norm(x)))
+        return F.cross_entropy(F.linear(self.norms[-1](x), self.embed.weight).flatten(0, 1), shift_labels.flatten())
+
+
+def time_models(repeat, batch=4, length=512):
+    "Seconds of a training step (forward, backward, AdamW) of the base model, ours and put together from peers."
+    c, fs = HybridConfig(pattern="AMAMAMAM"), {}
+    models = {"ours": HybridForCausalLM(c).train()}
+    if importlib.util.find_spec("mambapy"): models["transformers' parts, mambapy"] = PeerModel(c).train()
+    tokens = torch.randint(c.vocab_size, (batch, length + 1))
+    for k, m in models.items():
+        optimizer = torch.optim.AdamW(m.parameters(), fused=True)
+        def train_step(m=m, optimizer=optimizer):
+            out = m(tokens[:, :-1], shift_labels=tokens[:, 1:])
+            (out if isinstance(out, torch.Tensor) else out.loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        train_step()
+        fs[k] = train_step
+    return {k: v | dict(tokens_per_second=batch * length / v["median"]) for k, v in rounds(fs, repeat).items()}
 
 
 def time_scan(length, repeat, batch=4, channels=2*WIDTH):
@@ -149,27 +210,32 @@ print(time.perf_counter() - t)"""
 @call_parse
 def main(threads: int = 0,  # threads of torch and of the kernels; 0: torch's choice
          repeat: int = 7,   # rounds
-         quick: store_true = False, # no lengths beyond 2,048, no memory
-         slow: store_true = False,  # also transformers' slow path (about a minute)
-         out: str = str(OUT)        # where the JSON goes
+         quick: bool = False, # only the layers at length 512 and the models
+         slow: bool = False,  # also transformers' Mamba without mambapy (a minute a layer)
+         out: str = str(OUT)  # where the JSON goes
         ):
     "Benchmark the selective scan on the CPU."
     if threads: torch.set_num_threads(threads)
     torch.manual_seed(0)
+    start = time.time()
     res = dict(environment=environment(), threads=torch.get_num_threads(), width=WIDTH, state=STATE, load_at_start=os.getloadavg())
-    res["layer"] = time_layers(contestants(slow), 4, 512, repeat)
-    print(f"one layer, 4 x 512 x {WIDTH}, forward + backward, {res['threads']} threads, median of {repeat}")
+    def say(text): print(f"[{time.time() - start:4.0f} s] {text}", flush=True)
+    res["layer"] = time_layers(contestants(), 4, 512, repeat)
+    if slow: res["layer"] |= time_layers({"transformers, no kernels": transformers_mamba(use_mambapy=False)}, 4, 512, 1)
+    say(f"one layer, 4 x 512 x {WIDTH}, forward + backward, {res['threads']} threads, median of {repeat}")
     for k, v in res["layer"].items(): print(f"  {k:24} {v['median']:8.3f} s   ({v['min']:.3f} - {v['max']:.3f})")
-    ours = {"ours, cpu kernel": Mamba(WIDTH, STATE, backend="cpu")}
-    res["length"] = {n: time_layers(ours, 1, n, 3)["ours, cpu kernel"] for n in (512, 1024, 2048, 4096, 8192, 16384) if n <= 2048 or not quick}
-    print("layer by length, batch 1:", ", ".join(f"{n}: {v['median']:.3f} s" for n, v in res["length"].items()))
+    res["model"] = time_models(3)
+    say("a training step of AMAMAMAM, 4 x 512 tokens: " + ", ".join(f"{k} {v['median']:.2f} s" for k, v in res["model"].items()))
     res["scan"] = time_scan(512, repeat)
-    print("bare scan, 4 x 512 x 768:", ", ".join(f"{k} {v['median']:.4f} s" for k, v in res["scan"].items()))
+    say("bare scan, 4 x 512 x 768: " + ", ".join(f"{k} {v['median']:.4f} s" for k, v in res["scan"].items()))
     res["decoding"] = time_decoding()
-    print("one token after:", ", ".join(f"{n}: {v['median']*1e3:.2f} ms" for n, v in res["decoding"].items()))
+    say("one token after: " + ", ".join(f"{n}: {v['median']*1e3:.2f} ms" for n, v in res["decoding"].items()))
     res["second_process"] = second_process()
-    print(f"kernels ready in a second process after {res['second_process']:.2f} s")
+    say(f"kernels ready in a second process after {res['second_process']:.2f} s")
     if not quick:
-        res["peak_memory_8192"] = {k: peak_memory(k, 8192) for k in contestants() if "G" not in k}
-        for k, v in res["peak_memory_8192"].items(): print(f"  peak memory at 8,192 tokens: {k:24} {v/2**20:8.0f} MB")
+        res["length"] = time_lengths(contestants(), (512, 1024, 2048, 4096, 8192, 16384))
+        for k, v in res["length"].items(): say(f"{k:24} by length: " + ", ".join(f"{n}: {t['median']:.3f} s" for n, t in v.items()))
+        res["peak_memory"] = {k: {n: peak_memory(k, n) for n in (1024, 2048, 4096, 8192)} for k in contestants()}
+        for k, v in res["peak_memory"].items(): say(f"{k:24} peak memory: " + ", ".join(f"{n}: {b/2**20:.0f} MB" for n, b in v.items()))
+    res["seconds"] = time.time() - start
     save_json(res, out)
