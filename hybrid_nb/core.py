@@ -6,8 +6,8 @@
 __all__ = ['atomic_write', 'save_json', 'read_json', 'run_lock', 'is_running', 'git_revision', 'environment', 'processor_name',
            'load_plugin', 'command', 'plain_warnings', 'run_script']
 
-# %% ../nbs/00_core.ipynb #74a2fd02
-import json, os, platform, runpy, subprocess, sys, warnings
+# %% ../nbs/00_core.ipynb #4590ab8d
+import json, os, platform, re, runpy, subprocess, sys, warnings
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module, metadata
@@ -120,7 +120,7 @@ def plain_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr, flush=True)
         yield
 
-# %% ../nbs/00_core.ipynb #b4cca5ca
+# %% ../nbs/00_core.ipynb #0945af5c
 def run_script(f):
     "Call `f` with the arguments of the command line."
     def fail(message, code):
@@ -128,7 +128,8 @@ def run_script(f):
         sys.exit(code)
     parser = anno_parser(f)
     parser.error = lambda message: fail(f"{message} (see {f.__name__} --help)", 2)
-    args = {k: v for k, v in vars(parser.parse_args()).items() if k not in ("pdb", "xtra")}
+    words = [re.sub(r"^--\w[\w-]*", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in sys.argv[1:]]  # --max-steps is --max_steps
+    args = {k: v for k, v in vars(parser.parse_args(words)).items() if k not in ("pdb", "xtra")}
     try:
         with plain_warnings(): f(**args)
         sys.stdout.flush()

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 'last_metrics', 'read_summary', 'run_state',
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
-           'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'cores',
-           'share_cores', 'worker_environment', 'Worker', 'note_error', 'duration', 'Progress', 'run_all', 'sweep',
-           'status_table', 'hybrid_sweep']
+           'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'devices',
+           'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local', 'duration', 'Progress',
+           'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
-# %% ../nbs/10_sweep.ipynb #de5c8bc5
+# %% ../nbs/10_sweep.ipynb #25710952
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from fastcore.script import Param
 from .core import atomic_write, command, is_running, read_json, run_lock
@@ -118,7 +120,7 @@ def format_settings(knobs: dict) -> list: # of texts
     plain = lambda k, v: isinstance(v, str) and parse_settings([f"{k}={v}"]) == {k: v}
     return [f"{k}={v if plain(k, v) else json.dumps(v)}" for k, v in knobs.items()]
 
-# %% ../nbs/10_sweep.ipynb #86ccafd0
+# %% ../nbs/10_sweep.ipynb #61b706e8
 reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
@@ -131,7 +133,6 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     "The runs of a sweep in the order they will start; `ValueError` if anything about them is wrong."
     from hybrid_nb.core import load_plugin
     from hybrid_nb.patterns import find_pattern
-    from hybrid_nb.train import check_machine
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", study):
         raise ValueError(f"study {study!r}: must do as the name of a folder (letters, digits, '.', '_', '+', '-')")
     for k, use in reserved.items():
@@ -140,7 +141,6 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     patterns = list(dict.fromkeys(find_pattern(p) for p in (patterns.split() if isinstance(patterns, str) else patterns or [])))
     if not patterns: raise ValueError(f"study {study!r}: name the patterns")
     plan = [plan_run(Path(runs)/study/f"{p}-s{s}", p, s, knobs) for s in parse_seeds(seeds) for p in patterns]
-    check_machine(plan[0]["config"][2])
     for p in patterns: check_buildable(next(r for r in plan if r["pattern"] == p)["config"][0])
     return plan
 
@@ -203,40 +203,51 @@ def end_children(pid=None):
         try: c.kill()
         except psutil.NoSuchProcess: pass
 
-# %% ../nbs/10_sweep.ipynb #075caf33
+# %% ../nbs/10_sweep.ipynb #ac7006e7
+def devices(device="auto" # as the runs are told: auto or cpu
+           ) -> list: # of names as in CUDA_VISIBLE_DEVICES, such as ["0", "1"]
+    "The accelerators that runs may use."
+    import torch
+    n = torch.cuda.device_count() if device != "cpu" else 0
+    allowed = [d.strip() for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
+    return (allowed or [str(i) for i in range(n)])[:n]
+
+# %% ../nbs/10_sweep.ipynb #e4c8b4d0
 def cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def share_cores(n_runs, # how many there are to do
                 jobs=None, threads=None, # as asked for, or None
-                device="auto") -> tuple: # runs at a time, threads each
-    "Small models gain more from another run beside them than from another thread; on an accelerator runs queue."
-    import torch
+                devices=()) -> tuple: # runs at a time, threads each
+    "Small models gain more from another run beside them than from another thread; with accelerators, each has one run at a time."
     for k, v in dict(jobs=jobs, threads=threads).items():
         if v is not None and (not isinstance(v, int) or v < 1): raise ValueError(f"{k} {v!r}: must be a whole number above 0")
-    jobs = jobs or (1 if device != "cpu" and torch.cuda.is_available() else max(1, cores()//(threads or 1)))
-    jobs = max(1, min(jobs, n_runs))
+    jobs = max(1, min(jobs or len(devices) or max(1, cores()//(threads or 1)), n_runs))
     return jobs, threads or max(1, cores()//jobs)
 
 def worker_environment(threads, # of its libraries
-                       jobs=1   # runs at a time
+                       jobs=1,  # runs at a time
+                       device=None # the accelerator it may use, None: as this process
                       ) -> dict:
     "Environment of a worker."
     names = "OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS NUMEXPR_NUM_THREADS NUMBA_NUM_THREADS RAYON_NUM_THREADS".split()
     env = os.environ | {n: str(threads) for n in names} | dict(TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore:IProgress not found")
+    if device is not None: env["CUDA_VISIBLE_DEVICES"] = device
     # the threads of OpenMP, which torch uses, spin after each operation while they wait for the next: quick when alone, but with runs
     # side by side a thread that spins keeps a core from the neighbour that has work for it
     return dict(OMP_WAIT_POLICY="passive") | env if jobs > 1 else env
 
-# %% ../nbs/10_sweep.ipynb #2da8c99d
+# %% ../nbs/10_sweep.ipynb #11f3c82e
 class Worker:
     "A run in progress: its process and where it writes its complaints."
-    def __init__(self, run, template, parameters, env):
-        self.run, self.started, self.stderr = run, time.time(), tempfile.TemporaryFile()
+    def __init__(self, run, template, parameters, env, cwd=None):
+        self.run, self.started, self.stderr, self.device = run, time.time(), tempfile.TemporaryFile(), env.get("CUDA_VISIBLE_DEVICES")
         run["path"].mkdir(parents=True, exist_ok=True)
         job = dict(path=str(run["path"]), template=str(template), parameters=parameters)
         code = "from hybrid_nb.sweep import run_notebook; run_notebook()"
         self.process = subprocess.Popen([sys.executable, "-c", code, json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                        stderr=self.stderr, env=env, start_new_session=True)
+                                        stderr=self.stderr, env=env, cwd=cwd, start_new_session=True)
+
+    def done(self): return self.process.poll() is not None
 
     def stop(self):
         "End the run and its kernel; its last checkpoint stays."
@@ -268,6 +279,29 @@ def note_error(notebook, ename, evalue, traceback=""):
     error = nbf.v4.new_output("error", ename=ename, evalue=evalue, traceback=(traceback or evalue).split("\n"))
     nb.cells.append(nbf.v4.new_code_cell(outputs=[error]))
     with atomic_write(notebook) as f: nbf.write(nb, f)
+
+# %% ../nbs/10_sweep.ipynb #7c47372a
+class Local:
+    "Runs as processes of this machine, `jobs` at a time."
+    def __init__(self, n_runs, jobs=None, threads=None, device="auto"):
+        self.devices = devices(device)
+        self.jobs, self.threads = share_cores(n_runs, jobs, threads, self.devices)
+
+    def __str__(self):
+        on = f" on {len(self.devices)} accelerators" if len(self.devices) > 1 else ""
+        return f"{self.jobs} at a time{on} with {self.threads} thread{'s'*(self.threads > 1)} each"
+
+    def room(self, live): return self.jobs - len(live)
+
+    def start(self, run, template, parameters, live):
+        used = [w.device for w in live]
+        device = min(self.devices, key=used.count, default=None)
+        return Worker(run, template, parameters, worker_environment(self.threads, self.jobs, device))
+
+    def stop(self, live):
+        for w in live: w.stop()
+
+    def close(self): pass
 
 # %% ../nbs/10_sweep.ipynb #aa4045d8
 def duration(s):
@@ -311,39 +345,59 @@ studies = dict(
                steps=700, batch_size=4, learning_rate=6e-3, min_learning_rate_ratio=0.1, eval_every=50, eval_batches=10, recall_documents=100,
                checkpoint_every=0, save_best=False))
 
-# %% ../nbs/10_sweep.ipynb #47d8a314
+# %% ../nbs/10_sweep.ipynb #31f6c08a
 def run_all(plan, # from `plan_sweep`
             parameters, # function: run of the plan -> parameters of its notebook
-            template, jobs, threads, progress):
-    "Train every run of the plan that has no result, `jobs` at a time; stops them all if interrupted."
-    todo, live, env = [r for r in plan if r["state"]["status"] != "finished"], [], worker_environment(threads, jobs)
+            template, engine, progress):
+    "Train every run of the plan that has no result, as many at a time as `engine` has room for; stops them all if interrupted."
+    todo, live = [r for r in plan if r["state"]["status"] != "finished"], []
     for r in todo: r["state"] = r["state"] | dict(status="pending")
     try:
         while todo or live:
-            for r in [r for r in todo if not is_running(r["path"])][:jobs - len(live)]:
+            free = (r for r in todo if not is_running(r["path"]))
+            for r in list(islice(free, max(0, engine.room(live)))):
                 todo.remove(r)
                 r["state"] = r["state"] | dict(status="running")
-                live.append(Worker(r, template, parameters(r), env))
-            for w in [w for w in live if w.process.poll() is not None]:
+                live.append(engine.start(r, template, parameters(r), live))
+            for w in [w for w in live if w.done()]:
                 live.remove(w)
                 w.run["state"] = w.finish()
-                if w.run["state"]["status"] == "running": todo.append(w.run)  # another process has it
+                if w.run["state"]["status"] in ("running", "pending"): todo.append(w.run)  # another process has it, or nobody yet
             progress.update([w.run for w in live])
             time.sleep(.1 if live else 1)
     finally:
-        for w in live: w.stop()
+        engine.stop(live)
         for w in live: w.run["state"] = run_state(w.run["path"])
         progress.update(last=True)
 
-# %% ../nbs/10_sweep.ipynb #988c64cd
+# %% ../nbs/10_sweep.ipynb #5524823e
+def make_engine(name, # local or ray
+                plan, n_runs, # how many of the plan there are to do
+                template, jobs, threads, device,
+                **cluster # what only a cluster takes, or None
+               ):
+    "The engine of that name."
+    from hybrid_nb.train import check_machine
+    cluster = {k: v for k, v in cluster.items() if v is not None}
+    if name == "ray":
+        from hybrid_nb.cluster import Ray
+        return Ray(plan, n_runs, template, jobs, threads, device, **cluster)
+    if name != "local": raise ValueError(f"engine {name!r}: unknown (accepted: local, ray)")
+    for k, v in cluster.items(): raise ValueError(f"{k} {v!r}: only a cluster takes it (with engine ray)")
+    check_machine(plan[0]["config"][2])
+    return Local(n_runs, jobs, threads, device)
+
+# %% ../nbs/10_sweep.ipynb #dacbad5f
 def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if it is in `studies`
           patterns=None,   # list, or text with spaces between
           seeds=None,      # how many, or which; default 2
-          jobs=None,       # runs at a time; default: as many as there are cores
+          jobs=None,       # runs at a time; default: as many as there are accelerators, or else cores
           runs="runs",     # folder of all studies
           plugins=None,    # modules, scripts or notebooks that register mixers
           template=None,   # notebook that a run executes, default reports/train.ipynb of the repository
           progress=True,   # show the progress line
+          engine="local",  # where: local (this machine) or ray (a cluster)
+          address=None, gpus_per_run=None, cpus_per_run=None, retries=None, # of the engine ray, see `10a_cluster`
           **knobs          # any setting of model, data or training, for all runs
          ): # DataFrame: a row a run, with its status
     "Train every pattern with every seed. What is finished is kept, what was interrupted goes on."
@@ -355,15 +409,15 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     template = template_path("train.ipynb", template)
     plan = plan_sweep(study, patterns, seeds, runs, plugins, **knobs)
     n = sum(r["state"]["status"] != "finished" for r in plan)
-    jobs, threads = share_cores(n, jobs, knobs.get("threads") or None, knobs.get("device", "auto"))
-    if n:
-        words = f"{n} of {len(plan)} runs to do, {jobs} at a time with {threads} thread{'s'*(threads > 1)} each"
-        if progress: print(f"{study}: {words}", file=sys.stderr, flush=True)
-        warn_patience(plan[0]["config"][2])
-        load_data(plan[0]["config"][1], progress=progress)  # once, so that the runs only open it
+    cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {}) | knobs
     parameters = lambda r: dict(pattern=r["pattern"], seed=r["seed"]) | shared
-    run_all(plan, parameters, template, jobs, threads, Progress(study, plan, progress and n > 0))
+    with closing(make_engine(engine, plan, n, template, jobs, knobs.get("threads") or None, knobs.get("device", "auto"), **cluster)) as engine:
+        if n:
+            if progress: print(f"{study}: {n} of {len(plan)} runs to do, {engine}", file=sys.stderr, flush=True)
+            warn_patience(plan[0]["config"][2])
+            load_data(plan[0]["config"][1], progress=progress)  # once, so that the runs only open it
+        run_all(plan, parameters, template, engine, Progress(study, plan, progress and n > 0))
     return status_table(plan)
 
 # %% ../nbs/10_sweep.ipynb #bab92c6a
@@ -377,24 +431,30 @@ def status_table(plan):
                          seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_sweep.ipynb #116ce2d7
+# %% ../nbs/10_sweep.ipynb #78ec3f40
 @command
 def hybrid_sweep(
     study: str = "quick", # name of the study, a folder of RUNS; "quick" needs nothing else
     patterns: Param("layer patterns, or names of published ones, separated by spaces", str, nargs="+") = None,
     seeds: str = None,    # how many, or which ("0,4,7"); default 2
-    jobs: int = None,     # runs at a time; default: as many as there are cores
+    jobs: int = None,     # runs at a time; default: as many as there are accelerators, or else cores
     set: Param("settings of model, data or training, such as --set steps=200 hidden_size=64", str, nargs="+", action="extend") = None,
     plugins: Param("modules, scripts or notebooks that register mixers", str, nargs="+", action="extend") = None,
     runs: str = "runs",   # folder of all studies
     template: str = None, # notebook that a run executes (default: reports/train.ipynb of the repository)
+    engine: str = "local", # where: local (this machine) or ray (a cluster)
+    address: str = None,  # with ray: of the cluster's head, HOST:PORT (default: the one this machine belongs to)
+    gpus_per_run: float = None, # with ray: accelerators, such as 0.5; default 1 where there are some
+    cpus_per_run: float = None, # with ray: cores; default: threads
+    retries: int = None,  # with ray: how often a run may lose its machine; default 5
     quiet: bool = False,  # no progress line
 ):
     "Train every pattern with every seed, in parallel; finished runs are kept, interrupted ones go on."
     def interrupt(*_): raise KeyboardInterrupt
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, interrupt)
     if "" not in sys.path: sys.path.insert(0, "")  # plugins beside the user
-    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, **parse_settings(set))
+    where = dict(engine=engine, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
+    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, **where, **parse_settings(set))
     print(df.drop(columns="path").to_string(index=False, na_rep="–", float_format="{:.4g}".format))
     bad = df[df.status != "finished"]
     if len(bad): raise RuntimeError(f"{len(bad)} of {len(df)} runs failed; see {Path(bad.path.iloc[0])/'train.ipynb'}")

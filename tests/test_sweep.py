@@ -4,7 +4,7 @@ import nbformat as nbf, psutil, pytest
 import hybrid_nb.sweep
 from pathlib import Path
 from hybrid_nb.results import load_metrics, load_runs
-from hybrid_nb.sweep import Progress, Worker, format_settings, notebook_error, parameters_cell, run_all, run_lock, run_state, template_path
+from hybrid_nb.sweep import Local, Progress, Worker, format_settings, notebook_error, parameters_cell, run_all, run_lock, run_state, template_path
 
 script = str(Path(sys.executable).with_name("hybrid_sweep"))
 tiny = dict(batch_size=2, length=32, hidden_size=16, num_attention_heads=2, state_size=4, max_documents=100, vocab_size=300, eval_every=5, eval_batches=2, recall_documents=5,
@@ -133,7 +133,7 @@ def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeyp
             if not live: lock.release()
     states, plan = [], [dict(name="AM-s0", path=path, planned=7, state=run_state(path))]
     monkeypatch.setattr(hybrid_nb.sweep, "Worker", ByHand)
-    run_all(plan, lambda run: {}, "train.ipynb", 1, 1, Line("s", plan))
+    run_all(plan, lambda run: {}, "train.ipynb", Local(1, 1, 1), Line("s", plan))
     assert len(starts) == 2 and set(states[:-1]) <= {"running", "finished"}
     assert plan[0]["state"] == dict(status="finished", step=7, error=None)
 
