@@ -100,7 +100,7 @@ def time_layers(layers, batch, length, repeat):
     return rounds({k: lambda m=m: step(m, x) for k, m in layers.items()}, repeat)
 
 
-def time_lengths(layers, lengths, most=8.):
+def time_lengths(layers, lengths, most=2.):
     "`time_layers` by length, batch 1; a layer that took longer than `most` seconds is not asked for more."
     out = {k: {} for k in layers}
     for n in lengths:
