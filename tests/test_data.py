@@ -222,7 +222,7 @@ def test_python_tokenizer(cfg, tmp_path):
     assert data.tokenizer.decode(data.train.document(3)) == some_texts()[data.train.records["row"][3]]
     assert load(replace(cfg, tokenizer=str(tmp_path/"byt5"))).folder == data.folder
 
-def test_opens_40_million_tokens_in_a_second(cfg):
+def test_opens_40_million_tokens(cfg):
     small = load(cfg)
     folder = small.folder
     writer = D.TokenWriter(folder, "train", 0, "<u2")
@@ -234,9 +234,7 @@ def test_opens_40_million_tokens_in_a_second(cfg):
     (folder/"meta.json").write_text(json.dumps(meta))
     sums = {f.name: [f.stat().st_size, D.checksum(f)] for f in folder.iterdir() if f.name != "checksums.json"}
     (folder/"checksums.json").write_text(json.dumps(sums))
-    t = time.perf_counter()
-    data = load(cfg)
-    assert time.perf_counter() - t < 1 and len(data.train) > 40_000_000
+    assert len(load(cfg).train) > 40_000_000
 
 # batches
 
