@@ -11,16 +11,17 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
            'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #5e9ab473
+# %% ../nbs/08_train.ipynb #89d56e4d
 import hashlib, json, math, os, random, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from importlib.util import find_spec
 from inspect import get_annotations, Parameter, Signature, signature
 from pathlib import Path
+from statistics import median
 from types import NoneType
 from typing import get_args
 
@@ -43,7 +44,7 @@ from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #67515c54
+# %% ../nbs/08_train.ipynb #168e6f2e
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -61,6 +62,8 @@ class TrainConfig:
     beta2: float = 0.95 # AdamW: memory of its square
     eps: float = 1e-8 # AdamW: added to the root of the square
     clip: float = 1. # largest norm of the gradient; 0 = no limit
+    spike: float = 0. # a gradient is bad if its norm is so many times the median of the last 100, as it is if not finite; 0 = no limit
+    skip_steps: int = 0 # bad steps in a row that leave the weights as they are; one more stops the run. 0 = the first stops it
     precision: str = "fp32" # fp32, bf16 or fp16 (autocast; weights stay in float32)
     eval_every: int = 200 # steps between evaluations
     eval_batches: int = 50 # batches of the fixed validation subset; 0 = the whole set each time
@@ -84,7 +87,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #4a25e1f8
+# %% ../nbs/08_train.ipynb #72a6a523
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -97,11 +100,13 @@ def check_config(cfg: TrainConfig):
     for name in "steps batch_size accumulation eval_every log_every".split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
-                 "warmup_steps weight_decay clip eps checkpoint_minutes").split():
+                 "warmup_steps weight_decay clip eps checkpoint_minutes skip_steps").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
     need(cfg.learning_rate > 0, "learning_rate", "must be positive")
+    need(cfg.spike == 0 or cfg.spike > 1, "spike", "must be above 1, or 0 for no limit")
+    for name in ("spike", "skip_steps"): need(not getattr(cfg, name) or cfg.precision != "fp16", name, "goes with precision fp32 or bf16 (fp16's scaler skips by itself)")
     for name in ("beta1", "beta2"): need(0 <= getattr(cfg, name) < 1, name, "must be in [0, 1)")
     for name in ("min_learning_rate_ratio", "decay_share"): need(0 <= getattr(cfg, name) <= 1, name, "must be in [0, 1]")
     need(cfg.optimizer == "adamw" or (cfg.parallel == "ddp" and cfg.precision != "fp16"), "optimizer", "goes with parallel ddp and precision fp32 or bf16 only")
@@ -327,7 +332,7 @@ def check_same(old: dict, new: dict, # contents of two `config.json`; the corpus
     raise ValueError(f"{run_dir} holds a run with {what}: {', '.join(text for _, text in changed)} "
                      "(take another name, or start it anew with resume=False or --restart)")
 
-# %% ../nbs/08_train.ipynb #ad3d9880
+# %% ../nbs/08_train.ipynb #8b0d7164
 @dataclass
 class State:
     "How far a run is."
@@ -341,7 +346,9 @@ class State:
     bad_evals: int = 0 # evaluations since the best
     train_loss: float|None = None # of the last line of metrics
     val_loss: float|None = None
-    skipped: int = 0 # updates that fp16's scaler left out because a gradient overflowed
+    skipped: int = 0 # updates left out, by fp16's scaler or because the gradient was bad
+    bad_steps: int = 0 # in a row
+    norms: list = field(default_factory=list) # of the last good gradients
 
 # %% ../nbs/08_train.ipynb #856b5bfe
 class Trainer:
@@ -408,7 +415,7 @@ def prepare(self: Trainer):
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 
-# %% ../nbs/08_train.ipynb #5a664c02
+# %% ../nbs/08_train.ipynb #4996861b
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
@@ -427,8 +434,9 @@ def train_step(self: Trainer):
             loss, _ = self.objective(batch[:, :-1], batch[:, 1:], count)
             acc.backward(loss * cfg.accumulation * ranks)
             if acc.sync_gradients: norm = self.clip()
+            good = not acc.sync_gradients or self.is_good(norm)
             for optimizer in self.optimizers:
-                optimizer.step()
+                if good: optimizer.step()
                 state.skipped += bool(acc.scaler) and acc.sync_gradients and optimizer.step_was_skipped
                 optimizer.zero_grad()
         total = total + loss.detach().float()
@@ -441,7 +449,42 @@ def clip(self: Trainer) -> Tensor: # the norm before
     norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.cfg.clip or math.inf)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of all pieces
 
-# %% ../nbs/08_train.ipynb #39e8142c
+# %% ../nbs/08_train.ipynb #b2ee528b
+@patch
+def is_good(self: Trainer, norm: Tensor) -> bool:
+    "Whether the weights may follow this gradient; the same on all processes, since its norm is."
+    cfg, s = self.cfg, self.state
+    if not (cfg.spike or cfg.skip_steps): return True
+    norm = float(norm)
+    usual = median(s.norms) if len(s.norms) >= 10 else math.inf
+    if math.isfinite(norm) and norm <= (cfg.spike or math.inf) * usual:
+        s.norms, s.bad_steps = [*s.norms[-99:], norm], 0
+        return True
+    s.skipped, s.bad_steps = s.skipped + 1, s.bad_steps + 1
+    what = f"gradient norm {norm:.4g}" + (f", {norm/usual:.1f} times the usual one" if math.isfinite(norm/usual) else "")
+    if s.bad_steps > cfg.skip_steps: self.give_up(s.step + 1, what)
+    self.note_bad(s.step + 1, what)
+    return False
+
+@patch
+def note_bad(self: Trainer, step: int, what: str):
+    "Write down a bad step and its windows."
+    if not self.main: return
+    windows = self.data.batch_windows(self.cfg.seed, step - 1, self.cfg.batch_size).tolist()
+    file = MetricsFile(self.dir/"bad_steps.jsonl", step - 1) # a step that is taken again is not noted twice
+    file.write(dict(step=step, what=what, windows=windows))
+    file.close()
+
+@patch
+def give_up(self: Trainer, step: int, what: str):
+    "End the run in a line that says where and what often helps."
+    self.note_bad(step, what)
+    saved, cfg = checkpoints(self.dir), self.cfg
+    raise RuntimeError(f"step {step}: {what}. Last good checkpoint: {saved[-1] if saved else 'none'}; the step's windows are in {self.dir/'bad_steps.jsonl'}. Often helps: "
+                       f"a lower learning_rate (now {cfg.learning_rate:g}), more warmup_steps (now {warmup(cfg)}), a lower clip (now {cfg.clip:g}), "
+                       f"leaving out bad steps with skip_steps (now {cfg.skip_steps}), precision bf16 or fp32 (now {cfg.precision})")
+
+# %% ../nbs/08_train.ipynb #2d4ee8ad
 @patch
 def flush(self: Trainer) -> dict: # the line of metrics
     "Fetch the losses since the last line, read the clock, check that all is finite."
@@ -452,25 +495,15 @@ def flush(self: Trainer) -> dict: # the line of metrics
     elapsed, tokens = self.lap(), sum(c for c, _ in self.pending)
     self.pending = []
     for i, (loss, norm) in enumerate(values):
-        if not (math.isfinite(loss) and (math.isfinite(norm) or self.cfg.precision == "fp16")):
-            self.not_finite(s.step - n + 1 + i, f"training loss {loss}, gradient norm {norm}")
-    norms = [norm for _, norm in values if math.isfinite(norm)]
-    s.train_loss = sum(loss for loss, _ in values) / n
+        skipped = not math.isfinite(norm) and (self.cfg.skip_steps or self.cfg.precision == "fp16")
+        if not (skipped or math.isfinite(loss) and math.isfinite(norm)):
+            self.give_up(s.step - n + 1 + i, f"training loss {loss}, gradient norm {norm}; the weights are lost from there on")
+    losses, norms = ([v for v in column if math.isfinite(v)] for column in zip(*values))
+    if losses: s.train_loss = sum(losses) / len(losses)
     s.step_seconds, s.step_tokens = s.step_seconds + elapsed, s.step_tokens + tokens
     return dict(step=s.step, time=s.seconds, tokens=s.tokens, train_loss=s.train_loss,
                 learning_rate=learning_rate(s.step - 1, self.cfg), grad_norm=sum(norms) / len(norms) if norms else None,
-                tokens_per_second=tokens / elapsed if tokens else None) | (dict(skipped_updates=s.skipped) if acc.scaler else {})
-
-@patch
-def not_finite(self: Trainer, step, what):
-    "End the run; `not_finite.json` says which windows the step had, for a look at them."
-    saved, cfg = checkpoints(self.dir), self.cfg
-    last = str(saved[-1]) if saved else None
-    windows = [int(i) for i in self.data.batch_windows(cfg.seed, step - 1, cfg.batch_size)]
-    if self.main: save_json(dict(step=step, what=what, windows=windows, last_checkpoint=last), self.dir/"not_finite.json")
-    raise RuntimeError(f"step {step}: {what}; the weights are lost from there on. Last good checkpoint: {last or 'none'}; the step's windows are in "
-                       f"{self.dir/'not_finite.json'}. Often helps: a lower learning_rate (now {cfg.learning_rate:g}), more "
-                       f"warmup_steps (now {warmup(cfg)}), a lower clip (now {cfg.clip:g}), precision bf16 or fp32 (now {cfg.precision})")
+                tokens_per_second=tokens / elapsed if tokens else None) | (dict(skipped_updates=s.skipped) if acc.scaler or self.cfg.skip_steps else {})
 
 # %% ../nbs/08_train.ipynb #cf091046
 @patch
@@ -489,13 +522,13 @@ def exclude_first(self: Trainer):
     self.lap()
     self.pending = [(0, values)]
 
-# %% ../nbs/08_train.ipynb #1a8a882e
+# %% ../nbs/08_train.ipynb #c5c75905
 @patch
 def validate(self: Trainer) -> dict: # to add to the line of metrics
     "Evaluate on the fixed subset, and note whether it was the best."
     s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device, acc=self.accelerator)
     s.val_loss = result["val_loss"]
-    if not math.isfinite(s.val_loss): self.not_finite(s.step, f"validation loss {s.val_loss}")
+    if not math.isfinite(s.val_loss): self.give_up(s.step, f"validation loss {s.val_loss}")
     if s.val_loss < s.best_loss: s.best_loss, s.best_step, s.bad_evals = s.val_loss, s.step, 0
     else: s.bad_evals += 1
     self.lap()
@@ -582,7 +615,7 @@ def asked(self: Trainer) -> tuple: # save by the clock?, stop?
     if self.state.step % self.cfg.log_every: return False, False
     return tuple(x > 0 for x in acc.reduce(torch.tensor(asked, dtype=torch.float32, device=self.device), "sum").tolist())
 
-# %% ../nbs/08_train.ipynb #48df560a
+# %% ../nbs/08_train.ipynb #d6759646
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
@@ -626,7 +659,7 @@ def log(self: Trainer, evaluates: bool):
     if self.main: self.metrics.write(record)
     self.accelerator.log(record, step=self.state.step)
     s = self.state
-    self.bar.set_postfix_str(f"loss {s.train_loss:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else ""), refresh=False)
+    self.bar.set_postfix_str(f"loss {s.train_loss or math.nan:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else ""), refresh=False)
 
 @patch
 def out_of_memory(self: Trainer) -> RuntimeError:
@@ -635,7 +668,7 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #b4da66d6
+# %% ../nbs/08_train.ipynb #e0e5e49c
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
@@ -644,7 +677,7 @@ def finish(self: Trainer) -> dict: # the summary
     with tqdm(total=-(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
               disable=not (self.progress and self.main)) as bar:
         final = evaluate(self.objective, data, windows, self.device, bar, self.accelerator)
-    if not math.isfinite(final["val_loss"]): self.not_finite(s.step, f"loss {final['val_loss']} on the whole validation set")
+    if not math.isfinite(final["val_loss"]): self.give_up(s.step, f"loss {final['val_loss']} on the whole validation set")
     self.objective.eval()
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
     recall = recall_table(recalled(self.objective, documents, data.cfg.length + 1, device=self.device))
@@ -656,7 +689,7 @@ def finish(self: Trainer) -> dict: # the summary
     self.accelerator.wait_for_everyone()
     return summary
 
-# %% ../nbs/08_train.ipynb #c2278c88
+# %% ../nbs/08_train.ipynb #10f62d84
 @patch
 def summary(self: Trainer, final: dict # from `evaluate` on the whole set
            ) -> dict:
@@ -665,7 +698,7 @@ def summary(self: Trainer, final: dict # from `evaluate` on the whole set
     losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
     return {k: self.config[k] for k in ("name", "study", "pattern", "seed")} | dict(
         layers=len(self.config["pattern"]), parameters=count(), parameters_non_embedding=count(exclude_embeddings=True),
-        steps=s.step, planned_steps=cfg.steps, stopped_early=self.stopped_early, best_step=s.best_step,
+        steps=s.step, planned_steps=cfg.steps, skipped_updates=s.skipped, stopped_early=self.stopped_early, best_step=s.best_step,
         tokens_seen=s.tokens, unique_tokens=self.config["corpus"]["unique_tokens"], epochs=data.epochs(s.tokens),
         **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
         val_accuracy=final["val_accuracy"], bits_per_byte=final["bits_per_byte"], floor_bits_per_byte=data.floor_bits_per_byte,
@@ -747,7 +780,7 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #5c26a9e7
+# %% ../nbs/08_train.ipynb #7b009fde
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -778,7 +811,7 @@ def training_lock(run_dir):
 
 def clear_run(run_dir):
     "Delete the record of a run, its summary first."
-    for name in ("summary.json", "config.json", "metrics.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
+    for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
     shutil.rmtree(Path(run_dir)/"checkpoints", ignore_errors=True)
 
 # %% ../nbs/08_train.ipynb #9c259649

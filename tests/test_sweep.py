@@ -138,7 +138,7 @@ def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeyp
     assert plan[0]["state"] == dict(status="finished", step=7, error=None)
 
 @pytest.mark.parametrize("args, knobs, message", [
-    (["--patterns", "AMx"], {}, "pattern 'AMx': unknown block 'x'"),
+    (["--patterns", "AM?"], {}, "pattern 'AM?': unknown block '?'"),
     (["--patterns", "AM"], dict(num_attention_heads=5), "num_attention_heads 5: must be a divisor"),
     (["--patterns", "AM"], dict(stepps=5), "did you mean 'steps'"),
     (["--patterns", "AM"], dict(corpus="wurld"), "corpus 'wurld': unknown"),

@@ -1,7 +1,7 @@
 "Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
-import json, os, random, runpy, shutil, signal, subprocess, sys, time
+import json, os, random, runpy, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
-import pytest, torch
+import nbclient, nbformat, pytest, torch
 from safetensors.torch import load_file
 
 SCRIPT = "from hybrid_nb.train import hybrid_train\nhybrid_train()\n" # what the installed console script does
@@ -111,13 +111,10 @@ def test_flags_are_the_settings():
     assert set(signature(hybrid_train).parameters) == names | own
 
 def killed_runs(args, run):
-    "Start the command and kill it: once between steps, once while it writes a checkpoint."
-    process = subprocess.Popen([sys.executable, "hybrid_train", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        if (run/"metrics.jsonl").exists() and (run/"metrics.jsonl").read_text().count("\n") >= 9: break
-        time.sleep(.005)
-    process.send_signal(signal.SIGKILL)
-    yield process.wait()
+    "Start the command and kill it: once in a step, once while it writes a checkpoint."
+    suicide = "import os, signal\nfrom hybrid_nb.train import Objective\nforward = Objective.forward\nsteps = []\ndef dying(self, *args):\n    steps.append(self.training)\n    if sum(steps) == 29: os.kill(os.getpid(), signal.SIGKILL)\n    return forward(self, *args)\nObjective.forward = dying\n"
+    Path("dying").write_text(suicide + SCRIPT)
+    yield subprocess.run([sys.executable, "dying", *args], capture_output=True).returncode
     suicide = "import os, signal, torch\nsave, calls = torch.save, []\ndef dying(*args):\n    calls.append(1)\n    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n    save(*args)\ntorch.save = dying\n"
     Path("dying").write_text(suicide + SCRIPT)
     yield subprocess.run([sys.executable, "dying", *args], capture_output=True).returncode
@@ -145,15 +142,14 @@ def test_sigkill(lab):
 
 def test_told_to_stop(lab):
     "SIGTERM: the step is finished and saved, the exit code asks for another try, and the run goes on from that step."
-    args, run = flags(pattern="A", name="evicted", steps=400, log_every=1, checkpoint_every=0, save_best=False), lab/"runs"/"default"/"evicted"
-    process = subprocess.Popen([sys.executable, "hybrid_train", *args], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (run/"metrics.jsonl").exists() or (run/"metrics.jsonl").read_text().count("\n") < 5: time.sleep(.005)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate()
-    assert process.returncode == 75 and "stopped by SIGTERM after step" in error
+    args, run = flags(pattern="A", name="evicted", steps=40, log_every=1, checkpoint_every=0, save_best=False), lab/"runs"/"default"/"evicted"
+    evicted = "import os, signal\nfrom hybrid_nb.train import Trainer\nstep = Trainer.train_step\ndef told(self):\n    if self.state.step == 6: os.kill(os.getpid(), signal.SIGTERM)\n    step(self)\nTrainer.train_step = told\n"
+    Path("evicted").write_text(evicted + SCRIPT)
+    r = subprocess.run([sys.executable, "evicted", *args], capture_output=True, text=True)
+    assert r.returncode == 75 and "stopped by SIGTERM after step 7" in r.stderr
     [saved] = (run/"checkpoints").glob("step_*")
-    assert int(saved.name[5:]) == lines(run)[-1]["step"] < 400
-    assert command(*args) == 0 and [l["step"] for l in lines(run)] == list(range(1, 401))
+    assert int(saved.name[5:]) == lines(run)[-1]["step"] == 7
+    assert command(*args) == 0 and [l["step"] for l in lines(run)] == list(range(1, 41))
 
 def ranks(n, *args):
     "The command in `n` processes."
@@ -181,6 +177,34 @@ def test_many_processes(lab, name, n, extra):
     assert command(*flags(**settings, name=name, **{k: v for k, v in extra.items() if k == "accumulation"})) == 0
     assert [l["step"] for l in lines(got)] == list(range(1, 13))
     assert all(x[k] == pytest.approx(y[k], rel=2e-5) for x, y in zip(lines(want), lines(got)) for k in x)
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+def test_two_nodes(lab):
+    "Two launchers that find each other over the network, as on two machines of a cluster, with a process each."
+    settings = dict(pattern="AM", steps=6, batch_size=8, dropout=0, log_every=1, eval_every=3)
+    assert command(*flags(**settings, name="one-node")) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    nodes = [subprocess.Popen([*launch, "--node-rank", str(k), "hybrid_train", *flags(**settings, name="two-nodes")], stderr=subprocess.PIPE, text=True) for k in (0, 1)]
+    for node in nodes: assert (error := node.communicate()[1]) is not None and node.returncode == 0, error
+    want, got = (lab/"runs"/"default"/k for k in ("one-node", "two-nodes"))
+    assert read_json(got/"config.json")["processes"] == 2
+    for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
+
+def test_notebook_launcher(lab):
+    "From a notebook: a function, two processes, the same run."
+    settings = TINY | dict(corpus="corpus.jsonl", steps=6, batch_size=8, dropout=0., log_every=1, eval_every=3, progress=False)
+    assert command(*flags(pattern="AM", name="one-process", **{k: v for k, v in settings.items() if k not in TINY and k not in ("corpus", "progress")}, batch_size=8, log_every=1, eval_every=3)) == 0
+    cells = [f"from accelerate import notebook_launcher\nfrom hybrid_nb.train import train_run\ndef two(): train_run('AM', name='launched', **{settings})",
+             f"notebook_launcher(two, num_processes=2, use_port='{free_port()}')"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(nb, kernel_name="python3", timeout=120, resources=dict(metadata=dict(path=str(lab)))).execute()
+    want, got = (lab/"runs"/"default"/k for k in ("one-process", "launched"))
+    assert read_json(got/"config.json")["processes"] == 2
+    for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
 
 def test_batch_that_cannot_be_shared(lab):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
