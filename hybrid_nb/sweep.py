@@ -166,7 +166,7 @@ def check_buildable(model_config):
     except ValueError: raise
     except Exception: pass  # a user's mixer may do at its construction what cannot be done without memory
 
-# %% ../nbs/10_sweep.ipynb #e8877b57
+# %% ../nbs/10_sweep.ipynb #0490bff4
 ELSEWHERE = 75  # exit code of a worker that found the run locked
 
 def run_notebook():
@@ -183,6 +183,11 @@ def run_notebook():
     try: papermill.execute_notebook(job["template"], str(Path(job["path"])/"train.ipynb"), job["parameters"], kernel_name="python3",
                                     language="python", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError: sys.exit(1)  # the traceback is in the notebook
+    else:
+        if job["parameters"].get("wandb", "disabled") != "disabled":
+            from hybrid_nb.train import attach_notebook
+            try: attach_notebook(job["path"])
+            except Exception as e: print(f"{job['path']}: the notebook was not sent to W&B ({e})", file=sys.stderr)  # the run itself is finished
     finally: lock.release()
 
 # %% ../nbs/10_sweep.ipynb #3955b78b

@@ -7,12 +7,13 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'decayed', 'make_optimizers', 'Objective', 'eval_windows', 'evaluate', 'perplexity', 'recalled',
            'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
            'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest',
-           'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'train', 'check_processes', 'check_machine',
-           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
-           'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
+           'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train',
+           'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields',
+           'types_of', 'check_type', 'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train',
+           'describe_summary']
 
-# %% ../nbs/08_train.ipynb #89d56e4d
-import hashlib, json, math, os, random, shutil, signal, sys, threading, time, uuid, warnings
+# %% ../nbs/08_train.ipynb #d3793712
+import hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -717,7 +718,7 @@ def peak_memory(device) -> int: # bytes
 
 def device_name(device) -> str: return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/08_train.ipynb #44a65fc4
+# %% ../nbs/08_train.ipynb #9affaeca
 @patch
 def start_trackers(self: Trainer):
     "Begin the W&B run, and TensorBoard's, if they are wanted."
@@ -729,14 +730,29 @@ def start_trackers(self: Trainer):
                 id=path.read_text() if self.main and path.exists() else None, config=self.config)
     self.accelerator.init_trackers("tensorboard" if cfg.wandb == "disabled" else cfg.wandb_project, init_kwargs=dict(wandb=init))
 
+def artifact(run_dir, name: str, file: str): # wandb.Artifact
+    "A file of a run's folder for W&B."
+    import wandb
+    made = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="run")
+    made.add_file(str(Path(run_dir)/file))
+    return made
+
 @patch
 def attach_summary(self: Trainer):
     "Give W&B the summary as an artifact."
     if not self.main or self.cfg.wandb == "disabled": return
+    made = artifact(self.dir, f"{self.config['study']}-{self.config['name']}", "summary.json")
+    self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(made)
+
+def attach_notebook(run_dir):
+    "Give W&B the executed notebook of a run, which is complete only after training, under the run's id."
+    run_dir = Path(run_dir)
+    config = read_json(run_dir/"config.json")
+    cfg = config["train"]
+    if cfg["wandb"] == "disabled": return
     import wandb
-    artifact = wandb.Artifact(f"{self.config['study']}-{self.config['name']}", type="run")
-    artifact.add_file(str(self.dir/"summary.json"))
-    self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(artifact)
+    with wandb.init(project=cfg["wandb_project"], id=(run_dir/"wandb_id").read_text(), resume="allow", dir=str(run_dir), mode=cfg["wandb"]) as run:
+        run.log_artifact(artifact(run_dir, f"{config['study']}-{config['name']}-notebook", "train.ipynb"))
 
 # %% ../nbs/08_train.ipynb #a85c0b5e
 def train(model_config: HybridConfig, # its vocabulary is set to the tokenizer's

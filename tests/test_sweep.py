@@ -166,3 +166,16 @@ def test_exit_code_and_one_line(tmp_path):
 def test_the_template_shows_every_setting():
     cell, = [c for c in nbf.read(template_path("train.ipynb"), 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert cell.source == parameters_cell(), "a setting changed: copy the text of hybrid_nb.sweep.parameters_cell() into the parameters cell of reports/train.ipynb"
+
+def test_wandb_gets_the_executed_notebook(tmp_path, monkeypatch):
+    "Offline, under the id of the run: its numbers first, then the notebook that papermill finished."
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"): monkeypatch.delenv(name, raising=False)
+    code, out, err = finish(start("--study", "s", "--patterns", "A", "--seeds", "1", cwd=tmp_path, steps=4, wandb="offline"))
+    assert code == 0 and "not sent" not in err, out + err
+    run = tmp_path/"runs"/"s"/"A-s0"
+    logs = sorted((run/"wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    assert {p.parent.name.rsplit("-", 1)[1] for p in logs} == {(run/"wandb_id").read_text()}
+    def said(word): return sum(word in p.read_bytes() for p in logs)
+    wait_for(lambda: said(b"s-A-s0-notebook") and said(b"summary.json"))
