@@ -12,8 +12,8 @@ __all__ = ['harmless', 'token_ids', 'configs', 'TrainConfig', 'check_config', 'w
            'types_of', 'check_type', 'split_knobs', 'train_run', 'flag_parameter', 'with_flags', 'hybrid_train',
            'describe_summary']
 
-# %% ../nbs/08_train.ipynb #d3793712
-import hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
+# %% ../nbs/08_train.ipynb #fbfc2fe1
+import gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -616,7 +616,7 @@ def asked(self: Trainer) -> tuple: # save by the clock?, stop?
     if self.state.step % self.cfg.log_every: return False, False
     return tuple(x > 0 for x in acc.reduce(torch.tensor(asked, dtype=torch.float32, device=self.device), "sum").tolist())
 
-# %% ../nbs/08_train.ipynb #d6759646
+# %% ../nbs/08_train.ipynb #ddb7290a
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
@@ -631,6 +631,9 @@ def fit(self: Trainer) -> dict: # the summary
     finally:
         self.bar.close()
         if self.main: self.metrics.close()
+        self.objective = None
+        self.accelerator.free_memory()
+        gc.collect() # DDP has to go before the processes' group, or its end deadlocks now and then (torch 2.13 with gloo)
         self.accelerator.end_training()
 
 @patch

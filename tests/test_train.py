@@ -154,7 +154,7 @@ def test_told_to_stop(lab):
 def ranks(n, *args):
     "The command in `n` processes."
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    r = subprocess.run([*launch, "hybrid_train", *args], capture_output=True, text=True)
+    r = subprocess.run([*launch, "hybrid_train", *args], capture_output=True, text=True, timeout=300)
     assert r.returncode == 0, r.stderr
 
 @pytest.mark.parametrize("name, n, extra", [("two", 2, {}), ("four", 4, dict(accumulation=2)), ("sharded", 2, dict(parallel="fsdp"))])
