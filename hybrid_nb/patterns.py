@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-# %% ../nbs/00_patterns.ipynb #44bb7801
-blocks = dict(A="causal attention", F="gated MLP", G="gated convolution", M="Mamba", W="sliding-window attention")
+# %% ../nbs/00_patterns.ipynb #76c1ed29
+blocks = dict(A="causal attention", F="gated MLP", G="gated convolution", L="latent attention", M="Mamba", S="Mamba-2", W="sliding-window attention")
 
 # %% ../nbs/00_patterns.ipynb #8ddd904b
 def add_block(letter: str,     # one upper-case ASCII letter
