@@ -81,8 +81,8 @@ def large_cache(file, cache, tokens=42_000_000):
     cfg = D.DataConfig(corpus=file, max_documents=200, vocab_size=2048, cache_dir=cache)
     folder = D.load_data(cfg, progress=False).folder
     writer = D.TokenWriter(folder, "train", 0, "<u2")
-    ids = np.random.default_rng(0).integers(1, 2048, 1_000).tolist()
-    for i in range(tokens // 1_000): writer.add(dict(text="x"*4_000, row=i, hash=i), ids)
+    ids = np.random.default_rng(0).integers(1, 2048, 1_000, dtype="<u2")
+    for i in range(tokens // 1_000): writer.add(ids, np.array([(1_000, 4_000, i, i, np.nan)], D.RECORD))
     writer.close()
     meta = json.loads((folder/"meta.json").read_text())
     meta["shards"]["train"] = writer.shards
