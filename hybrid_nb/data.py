@@ -914,7 +914,7 @@ def known_hashes(base: Path | None, meta: dict, stop: int, last: int) -> Iterato
             records = np.load(base/f"{s['name']}.docs.npy", mmap_mode="r")
             yield records["hash"][records["row"] < stop] if split == "train" or not last else records["hash"]
 
-# %% ../nbs/07_data.ipynb #72e01a99
+# %% ../nbs/07_data.ipynb #00191554
 class Shards:
     "One-dimensional arrays, seen as one. A slice that crosses a border is a copy."
     def __init__(self, arrays: list):
@@ -933,7 +933,8 @@ class Shards:
             return self[i:i+1][0]
         start, stop, step = i.indices(len(self))
         if step != 1: raise ValueError(f"step {step}: slices of several shards have step 1")
-        parts = [a[max(start - s, 0):stop - s] for a, s in zip(self.arrays, self.starts) if s < stop and s + len(a) > start]
+        first, last = np.searchsorted(self.starts, start, "right") - 1, np.searchsorted(self.starts, stop)
+        parts = [a[max(start - s, 0):stop - s] for a, s in zip(self.arrays[first:last], self.starts[first:last])]
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [self.arrays[0][:0]])
 
 def joined(arrays: list): # an array, or `Shards` where there are several
