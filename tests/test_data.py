@@ -166,24 +166,6 @@ print(data.folder, data.train_batch(0, 3, 8).sum().item())"""
     assert len({o.strip().splitlines()[-1] for o, _ in outs}) == 1
     assert not [f for f in Path(cfg.cache_dir, "tokens").iterdir() if f.name.startswith(".")]
 
-def test_killed_while_writing(cfg):
-    code = f"""
-from hybrid_nb import data as D
-import time
-add = D.TokenWriter.add
-def slow(self, d, ids):
-    if self.documents == 20: print("half", flush=True); time.sleep(100)
-    add(self, d, ids)
-D.TokenWriter.add = slow
-D.load_data(D.DataConfig(**{vars(cfg)!r}), progress=False)"""
-    p = python(code)
-    assert p.stdout.readline().strip() == "half"
-    p.send_signal(signal.SIGKILL); p.wait()
-    tokens = Path(cfg.cache_dir)/"tokens"
-    assert not [f for f in tokens.iterdir() if f.is_dir() and not f.name.startswith(".")]   # nothing that could be taken for a cache
-    data = load(cfg)
-    assert data.stats()["documents"] == 200 and not [f for f in tokens.iterdir() if f.name.startswith(".")]
-
 def test_read_only_cache(cfg):
     batch = load(cfg).train_batch(0, 0, 4)
     root = Path(cfg.cache_dir)
@@ -226,8 +208,8 @@ def test_opens_40_million_tokens(cfg):
     small = load(cfg)
     folder = small.folder
     writer = D.TokenWriter(folder, "train", 0, "<u2")
-    ids = np.random.default_rng(0).integers(1, 400, 4_000).tolist()
-    for i in range(10_000): writer.add(dict(text="x"*16_000, row=i, hash=i), ids)
+    ids = np.random.default_rng(0).integers(1, 400, 4_000, dtype="<u2")
+    for i in range(10_000): writer.add(ids, np.array([(4_000, 16_000, i, i, np.nan)], D.RECORD))
     writer.close()
     meta = json.loads((folder/"meta.json").read_text())
     meta["shards"]["train"] = writer.shards
@@ -235,6 +217,299 @@ def test_opens_40_million_tokens(cfg):
     sums = {f.name: [f.stat().st_size, D.checksum(f)] for f in folder.iterdir() if f.name != "checksums.json"}
     (folder/"checksums.json").write_text(json.dumps(sums))
     assert len(load(cfg).train) > 40_000_000
+
+# workers, interruptions, growth
+
+@pytest.fixture
+def small_blocks(monkeypatch): monkeypatch.setattr(D, "BLOCK_CHARS", 4_000)
+
+@pytest.fixture
+def fixed(cfg, tmp_path, small_blocks):
+    "A corpus of three files with copies and empty documents, and a tokenizer that is not trained on it."
+    D.train_bpe(some_texts(), 400).save_pretrained(tmp_path/"tok")
+    texts = some_texts(600, seed=1)
+    for i in range(0, 600, 7): texts[i] = texts[i*5 % 600]
+    for i in range(3, 600, 50): texts[i] = " "
+    for k in range(3): write_jsonl(tmp_path/f"part{k}.jsonl", [dict(text=t) for t in texts[k*200:(k+1)*200]])
+    return replace(cfg, corpus=str(tmp_path/"part*.jsonl"), tokenizer=str(tmp_path/"tok"))
+
+def contents(folder): return {f.name: f.read_bytes() for f in Path(folder).iterdir()}
+def elsewhere(cfg, tmp_path): return replace(cfg, cache_dir=str(tmp_path/"elsewhere"))   # prepared from nothing
+def hidden(cfg): return [f for f in Path(cfg.cache_dir, "tokens").iterdir() if f.name.startswith(".")]
+def parts_of(cfg): return sorted(Path(cfg.cache_dir, "tokens").glob(".parts-*/*.npz"))
+def script(cfg, body, **kw):
+    return python(f"""
+import os, signal, time
+from hybrid_nb import data as D
+D.BLOCK_CHARS = 4_000
+cfg = D.DataConfig(**{vars(cfg)!r})
+{body}
+D.load_data(cfg, progress=False, workers={kw.pop("workers", 2)})""", **kw)
+
+def expected_stream(cfg):
+    "Both sides of the split, by the rules and nothing else."
+    tok, seen, sides = D.load_tokenizer(cfg.tokenizer), set(), {False: [], True: []}
+    for file in D.find_files(cfg.corpus):
+        for line in open(file):
+            text = json.loads(line)["text"]
+            h = D.document_hash(text)
+            if not text.strip() or h in seen: continue
+            seen.add(h)
+            side = sides[h / 2**64 < 0.1]
+            side += [tok.eos_token_id] * (not side) + tok(text, add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
+    return sides
+
+def test_workers_change_nothing(fixed, tmp_path, monkeypatch):
+    found = []
+    for workers in (0, 1, 2, 3):
+        data = load(replace(fixed, cache_dir=str(tmp_path/f"w{workers}")), workers=workers)
+        found.append(contents(data.folder))
+        assert found[-1] == found[0]
+    stream = expected_stream(fixed)
+    assert data.train.tokens.tolist() == stream[False] and data.val.tokens.tolist() == stream[True]
+    s = data.stats()
+    assert (s["read"], s["empty"]) == (600, 12) and s["duplicates"] > 60 and s["documents"] + s["duplicates"] + s["empty"] == 600
+    # other blocks, the same files
+    monkeypatch.setattr(D, "BLOCK_CHARS", 50_000)
+    assert contents(load(elsewhere(fixed, tmp_path)).folder) == found[0]
+
+def test_workers_of_the_environment(fixed, monkeypatch):
+    monkeypatch.setenv("HYBRID_NB_WORKERS", "two")
+    with pytest.raises(ValueError, match="workers 'two': must be a whole number, 0 or more"): load(fixed)
+    with pytest.raises(ValueError, match="workers -1"): load(fixed, workers=-1)
+    started, init = [], D.Worker.__init__
+    monkeypatch.setattr(D.Worker, "__init__", lambda self, job: (started.append(self), init(self, job))[1])
+    monkeypatch.setenv("HYBRID_NB_WORKERS", "2")
+    load(fixed)
+    assert len(started) == 2 and all(w.process.returncode is not None for w in started)   # and none is left
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("moment", ["tokenizing", "shards", "checksums"])
+def test_killed_preparation_goes_on(fixed, tmp_path, moment, workers):
+    pause = """
+def pause(*a, **k): print("now", flush=True); time.sleep(1000)
+""" + dict(tokenizing="""
+blocks = D.blocks
+def some(documents):
+    for i, b in enumerate(blocks(documents)):
+        if i == 20: pause()
+        yield b
+D.blocks = some""", shards="D.mark_kept = pause", checksums="D.sums_of = pause")[moment]
+    p = script(fixed, pause, workers=workers)
+    assert p.stdout.readline().strip() == "now"
+    children = [int(c) for t in Path(f"/proc/{p.pid}/task").glob("*/children") for c in t.read_text().split()]
+    assert len(children) == (workers if moment == "tokenizing" else 0)
+    p.send_signal(signal.SIGKILL); p.wait()
+    for c in children:
+        while Path(f"/proc/{c}").exists() and Path(f"/proc/{c}/stat").read_text().rsplit(")")[-1].split()[0] != "Z": time.sleep(.01)   # a worker ends by itself
+    tokens = Path(fixed.cache_dir)/"tokens"
+    assert not [f for f in tokens.iterdir() if f.is_dir() and not f.name.startswith(".")]   # nothing that could be taken for a cache
+    parts = parts_of(fixed)
+    assert 5 < len(parts) <= 20 if moment == "tokenizing" else len(parts) > 20
+    # one part damaged, one of another corpus: these two are written again, and what is missing, but nothing else
+    raw = bytearray(parts[1].read_bytes()); raw[200] ^= 1; parts[1].write_bytes(raw)
+    shutil.copy(parts[4], parts[3])
+    again, write = [], D.tokenize_block
+    D.tokenize_block = lambda job, encode, path, *block: (again.append(path), write(job, encode, path, *block))[1]
+    try: data = load(fixed)
+    finally: D.tokenize_block = write
+    whole = load(elsewhere(fixed, tmp_path))
+    written = {p.name for p in again}
+    assert {parts[1].name, parts[3].name} <= written and not written & {p.name for i, p in enumerate(parts) if i not in (1, 3)}
+    if moment != "tokenizing": assert len(written) == 2
+    assert contents(data.folder) == contents(whole.folder) and not hidden(fixed)
+
+def test_rebuild_trusts_no_parts(fixed):
+    folder = load(fixed).folder
+    p = script(fixed, """
+def pause(*a): print("now", flush=True); time.sleep(1000)
+D.mark_kept, load = pause, D.load_data
+D.load_data = lambda cfg, **k: load(cfg, rebuild=True, **k)""")
+    assert p.stdout.readline().strip() == "now"
+    p.kill(); p.wait()
+    before = {f: f.stat().st_mtime_ns for f in parts_of(fixed)}
+    assert before and contents(folder)   # the finished folder is still there
+    mark, seen = D.mark_kept, {}
+    D.mark_kept = lambda *a: (seen.update({f: f.stat().st_mtime_ns for f in parts_of(fixed)}), mark(*a))[1]
+    try: load(fixed, rebuild=True)
+    finally: D.mark_kept = mark
+    assert seen.keys() == before.keys() and all(seen[f] != before[f] for f in seen) and not hidden(fixed)
+
+def test_parts_left_behind_are_removed(fixed):
+    data = load(fixed)
+    left = data.folder.with_name(f".parts-{data.folder.name}")   # killed just after the folder took its name
+    left.mkdir(); (left/"000000.npz").write_bytes(b"x")
+    load(fixed)
+    assert not left.exists()
+
+def test_a_killed_worker_is_replaced(fixed, tmp_path, monkeypatch):
+    call, killed = D.Worker.__call__, []
+    def kill_some(self, *block):
+        if len(killed) < 3 and self.job is None:   # not before its second block
+            killed.append(self)
+            self.process.send_signal(signal.SIGKILL)
+        return call(self, *block)
+    monkeypatch.setattr(D.Worker, "__call__", kill_some)
+    data = load(fixed, workers=2)
+    assert len(killed) == 3 and all(w.process.returncode == -signal.SIGKILL for w in killed)
+    assert contents(data.folder) == contents(load(elsewhere(fixed, tmp_path)).folder)
+
+def test_workers_that_die_again_and_again(fixed, monkeypatch):
+    init = D.Worker.__init__
+    def dying(self, job):
+        init(self, job)
+        self.process.send_signal(signal.SIGKILL)
+    monkeypatch.setattr(D.Worker, "__init__", dying)
+    with pytest.raises(RuntimeError, match="worker for documents 0 to .* was killed by signal 9, three times in a row; .*fewer workers"): load(fixed, workers=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(D, "BLOCK_CHARS", 4_000)
+    assert load(fixed, workers=2).stats()["read"] == 600
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_in_a_worker_is_named(fixed, tmp_path, monkeypatch, workers):
+    lines = Path(tmp_path/"part2.jsonl").read_text().splitlines()
+    monkeypatch.setitem(D.corpora, "odd", D.Corpus("odd", text=lambda row: row["text"].replace("ODD", "\ud800")))
+    odd = lines[:150] + ['{"text": "this is ODD"}'] + lines[150:]
+    Path(tmp_path/"part2.jsonl").write_text("\n".join(odd))
+    with pytest.raises(ValueError) as e: load(replace(fixed, corpus="odd", files=fixed.corpus), workers=workers)
+    assert str(e.value).startswith(f"corpus 'odd': {tmp_path/'part2.jsonl'}, row 151: UnicodeEncodeError: ") and "\n" not in str(e.value)
+    Path(tmp_path/"part2.jsonl").write_text("\n".join(lines[:150] + ['{"text": "cut'] + lines[150:]))
+    with pytest.raises(ValueError, match="part2.jsonl, line 151: not valid JSON"): load(fixed, workers=workers)
+    assert not hidden(fixed)   # the corrected corpus will be another
+
+def test_full_disk_in_a_worker_keeps_parts(fixed, monkeypatch):
+    call = D.Worker.__call__
+    def no_folder(self, path, *block): return call(self, path if path.name < "000010" else Path("/dev/null")/path.name, *block)
+    monkeypatch.setattr(D.Worker, "__call__", no_folder)
+    with pytest.raises(RuntimeError, match="Error: .*/dev/null") as e: load(fixed, workers=2)
+    assert "\n" not in str(e.value) and len(parts_of(fixed)) >= 10
+
+def grown(fixed, tmp_path, name="part3.jsonl", seed=2, **kw):
+    old = [json.loads(l) for l in open(tmp_path/"part0.jsonl")][:40]   # some copies of old documents
+    write_jsonl(tmp_path/name, old + [dict(text=t) for t in some_texts(150, seed=seed)])
+    return replace(fixed, **kw)
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    "Shards of 3,000 tokens."
+    write = D.write_tokens
+    monkeypatch.setattr(D, "write_tokens", lambda *a, **k: write(*a, **{"shard_tokens": 3_000} | k))
+
+def rows_read(monkeypatch):
+    "A list of the rows that are read from now on."
+    read, rows = D.read_documents, []
+    def counted(*a):
+        for d in read(*a): rows.append(d["row"]); yield d
+    monkeypatch.setattr(D, "read_documents", counted)
+    return rows
+
+def shared_shards(a, b): return [f.name for f in Path(a).glob("*.tokens") if (Path(b)/f.name).exists() and f.stat().st_ino == (Path(b)/f.name).stat().st_ino]
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_files(fixed, tmp_path, monkeypatch, small_shards, workers):
+    first = load(fixed)
+    before = contents(first.folder)
+    assert len(first.meta["shards"]["train"]) > 5
+    more = grown(fixed, tmp_path)
+    with monkeypatch.context() as m:
+        rows = rows_read(m)
+        second = load(more, workers=workers)
+    assert rows == list(range(600, 790))   # no old document was read
+    assert second.folder != first.folder and contents(first.folder) == before
+    assert len(shared_shards(first.folder, second.folder)) == sum(s["tokens"] >= 3_000 for x in first.meta["shards"].values() for s in x)
+    whole = load(elsewhere(more, tmp_path))
+    assert contents(second.folder) == contents(whole.folder)
+    stream = expected_stream(more)
+    assert np.asarray(second.train.tokens).tolist() == stream[False] and np.asarray(second.val.tokens).tolist() == stream[True]
+    assert second.stats()["duplicates"] > first.stats()["duplicates"] + 30
+    # a folder that is gone leaves its shards to the other
+    shutil.rmtree(first.folder)
+    assert load(more).folder == second.folder and not D.broken_file(second.folder)
+
+def test_larger_and_smaller_limits(fixed, tmp_path, monkeypatch, small_shards):
+    for limit, read in [(250, range(250)), (330, range(250, 330)), (None, range(330, 600)), (450, range(400, 450)), (600, range(600, 600)), (200, range(200, 200)), (100, range(100))]:
+        with monkeypatch.context() as m:
+            rows = rows_read(m)
+            some = load(replace(fixed, max_documents=limit))
+        assert rows == list(read), (limit, rows[:1], rows[-1:])   # from the cache with most in common: whole files, and the rows of one where its reading stopped
+        assert contents(some.folder) == contents(load(elsewhere(replace(fixed, max_documents=limit), tmp_path/str(limit))).folder)
+
+@pytest.mark.parametrize("change, read", [("between", range(200, 790)), ("first", range(0, 790)), ("touched", range(400, 600)), ("damaged", range(0, 790)), ("side", range(0, 600))])
+def test_what_is_not_the_same_is_prepared_again(fixed, tmp_path, monkeypatch, small_shards, change, read):
+    first = load(fixed)
+    new = fixed
+    if change == "between": new = grown(fixed, tmp_path, "part0b.jsonl")
+    if change == "first": new = grown(fixed, tmp_path, "part-0.jsonl")
+    if change == "touched": os.utime(tmp_path/"part2.jsonl")
+    if change == "side": new = replace(fixed, val_fraction=.2)
+    if change == "damaged":
+        new = grown(fixed, tmp_path)
+        f = first.folder/"train-00001.tokens"
+        f.write_bytes(f.read_bytes()[:-2] + b"xx")
+    with monkeypatch.context() as m:
+        rows = rows_read(m)
+        second = load(new)
+    assert rows == list(read)
+    assert contents(second.folder) == contents(load(elsewhere(new, tmp_path)).folder)
+
+def test_growing_with_published_validation(fixed, tmp_path, monkeypatch, small_shards):
+    val = write_jsonl(tmp_path/"val.jsonl", [dict(text=t) for t in some_texts(60, seed=3) + some_texts(20, seed=2)])   # the last are in the new file, too
+    cfg = replace(fixed, val_files=val)
+    first = load(cfg)
+    more = grown(cfg, tmp_path)
+    with monkeypatch.context() as m:
+        rows = rows_read(m)
+        second = load(more)
+    assert rows == list(range(600, 790)) and "val-00000.tokens" in shared_shards(first.folder, second.folder)
+    assert contents(second.folder) == contents(load(elsewhere(more, tmp_path)).folder)
+    assert second.stats()["duplicates"] == first.stats()["duplicates"] + 40 + 20 - 1   # one of the 40 is empty
+
+def test_growing_after_a_kill(fixed, tmp_path, small_shards):
+    first = load(fixed)
+    more = grown(fixed, tmp_path)
+    p = script(more, """
+write = D.write_tokens
+D.write_tokens = lambda *a, **k: write(*a, **{"shard_tokens": 3_000} | k)
+def pause(*a): print("now", flush=True); time.sleep(1000)
+D.mark_kept = pause""")
+    assert p.stdout.readline().strip() == "now"
+    p.kill(); p.wait()
+    assert 3 < len(parts_of(more)) < 20   # of the new file only
+    second = load(more)
+    assert shared_shards(first.folder, second.folder) and contents(second.folder) == contents(load(elsewhere(more, tmp_path)).folder)
+
+def test_growing_parquet(fixed, tmp_path, monkeypatch, small_shards):
+    import pandas as pd
+    for k in range(3): pd.read_json(tmp_path/f"part{k}.jsonl", lines=True).to_parquet(tmp_path/f"part{k}.parquet", row_group_size=30)
+    cfg = replace(fixed, corpus=str(tmp_path/"part[01].parquet"))
+    load(cfg)
+    more = replace(fixed, corpus=str(tmp_path/"part*.parquet"))
+    with monkeypatch.context() as m:
+        rows = rows_read(m)
+        second = load(more)
+    assert rows == list(range(400, 600)) and second.train.tokens.shape == (len(expected_stream(fixed)[False]),)
+    assert contents(second.folder) == contents(load(elsewhere(more, tmp_path)).folder)
+
+def test_a_trained_tokenizer_changes_with_its_corpus(fixed, tmp_path, monkeypatch, small_shards):
+    trained = replace(fixed, tokenizer="bpe")
+    first = load(trained)
+    second = load(grown(trained, tmp_path))
+    assert D.tokenizer_key(first.tokenizer) != D.tokenizer_key(second.tokenizer) and not shared_shards(first.folder, second.folder)
+    third = load(replace(trained, tokenizer=first.tokenizer.name_or_path))   # so the first tokenizer is named
+    assert shared_shards(first.folder, third.folder)
+
+def test_copies_are_found_in_little_memory():
+    import tracemalloc
+    def peak(n):
+        hashes, kept = np.random.default_rng(0).integers(0, 2**63, n).astype(np.uint64) * np.uint64(2), np.ones(n, bool)
+        hashes[n//2:] = hashes[:n - n//2][::-1]
+        tracemalloc.start()
+        D.drop_copies(hashes, kept, 2**12)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept[:n//2].all() and not kept[n//2:].any()
+        return peak
+    assert peak(800_000) < 1.3*peak(200_000) < 5_000_000
 
 # batches
 

@@ -76,13 +76,24 @@ def prepare(file, vocab_size, cache):
                 tokenize_bytes_per_second=data.stats()["bytes"]/marks["tokenize_seconds"], peak_memory_bytes=memory.peak,
                 stats=data.stats())
 
+def with_workers(file, vocab_size, cache, n, workers):
+    "Tokenize `n` documents with a tokenizer that is ready, in this (fresh) process and its workers, watched together."
+    cfg = D.DataConfig(corpus=file, vocab_size=vocab_size, max_documents=3_000, cache_dir=cache)
+    tok = D.corpus_tokenizer(cfg, D.Documents(D.resolve_corpus(cfg)), progress=False)
+    cfg = replace(cfg, tokenizer=tok.name_or_path, max_documents=n)
+    data, before = [], os.times()
+    with PeakMemory() as memory: took = seconds(lambda: data.append(D.load_data(cfg, rebuild=True, progress=False, workers=workers)))
+    stats, after = data[0].stats(), os.times()
+    return dict(workers=workers, documents=stats["documents"], bytes=stats["bytes"], seconds=took, cpu_seconds=sum(after[:4]) - sum(before[:4]),
+                bytes_per_second=stats["bytes"]/took, peak_memory_bytes=memory.peak)
+
 def large_cache(file, cache, tokens=42_000_000):
     "A prepared corpus whose training stream is replaced by `tokens` random ones: opening it is what opening a large corpus is."
     cfg = D.DataConfig(corpus=file, max_documents=200, vocab_size=2048, cache_dir=cache)
     folder = D.load_data(cfg, progress=False).folder
     writer = D.TokenWriter(folder, "train", 0, "<u2")
-    ids = np.random.default_rng(0).integers(1, 2048, 1_000).tolist()
-    for i in range(tokens // 1_000): writer.add(dict(text="x"*4_000, row=i, hash=i), ids)
+    ids = np.random.default_rng(0).integers(1, 2048, 1_000, dtype="<u2")
+    for i in range(tokens // 1_000): writer.add(ids, np.array([(1_000, 4_000, i, i, np.nan)], D.RECORD))
     writer.close()
     meta = json.loads((folder/"meta.json").read_text())
     meta["shards"]["train"] = writer.shards
@@ -100,11 +111,12 @@ def open_again(file, cache):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("file"); p.add_argument("--vocab_size", type=int, default=8192)
-    p.add_argument("--only", default="prepare open rates", help="parts to measure; the others stay as they are in the JSON")
+    p.add_argument("--only", default="prepare open rates", help="parts to measure (there is also `workers`); the others stay as they are in the JSON")
     p.add_argument("--part", help=argparse.SUPPRESS); p.add_argument("--cache", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.part == "prepare": return print(json.dumps(prepare(a.file, a.vocab_size, a.cache)))
     if a.part == "open": return print(json.dumps(open_again(a.file, a.cache)))
+    if (a.part or "").startswith("workers"): return print(json.dumps(with_workers(a.file, a.vocab_size, a.cache, *map(int, a.part.split()[1:]))))
     out = Path(__file__).with_suffix(".json")
     result = json.loads(out.read_text()) if out.exists() else {}
     with tempfile.TemporaryDirectory() as cache:
@@ -115,6 +127,7 @@ def main():
         if "open" in a.only:
             large_cache(a.file, cache)
             result["open"] = [part("open") for _ in range(3)]
+        if "workers" in a.only: result["workers"] = [part(f"workers {n} {w}") for n in (5_000, 10_000, 20_000) for w in (0, 1, 2)]
         if "rates" in a.only: result["rates"] = rates(a.file, a.vocab_size, cache)
     save_json(dict(result, environment=environment()), out)
     print(json.dumps(result, indent=1))
