@@ -9,15 +9,15 @@ __all__ = ['corpora', 'units', 'START', 'FORMAT', 'END', 'BPE_CHARS', 'BLOCK_CHA
            'estimated_lines', 'expected_documents', 'published_split', 'joins_rows', 'read_documents', 'with_hash',
            'Documents', 'digest', 'checksum', 'size_and_checksum', 'sums_of', 'new_folder', 'broken_file',
            'cached_folder', 'corpus_key', 'cache_root', 'train_bpe', 'load_tokenizer', 'tokenizer_key',
-           'vocabulary_size', 'corpus_tokenizer', 'batch_encoder', 'token_spans', 'tokenizing_job', 'document_ids',
-           'find_bad_document', 'tokenize_block', 'part_head', 'work', 'Worker', 'Workers', 'block_threads', 'blocks',
-           'tokenize_parts', 'drop_copies', 'link_or_copy', 'TokenWriter', 'corpus_source', 'common_counts',
-           'find_base', 'mark_kept', 'add_parts', 'write_tokens', 'known_hashes', 'Shards', 'joined', 'TokenSet',
-           'Windows', 'epoch_order', 'batch_windows', 'Data', 'worker_count', 'remove_parts', 'load_data']
+           'vocabulary_size', 'corpus_tokenizer', 'word_tokenizer', 'batch_encoder', 'token_spans', 'tokenizing_job',
+           'document_ids', 'find_bad_document', 'tokenize_block', 'part_head', 'work', 'Worker', 'Workers',
+           'block_threads', 'blocks', 'tokenize_parts', 'drop_copies', 'link_or_copy', 'TokenWriter', 'corpus_source',
+           'common_counts', 'find_base', 'mark_kept', 'add_parts', 'write_tokens', 'known_hashes', 'Shards', 'joined',
+           'TokenSet', 'Windows', 'epoch_order', 'batch_windows', 'Data', 'worker_count', 'remove_parts', 'load_data']
 
-# %% ../nbs/07_data.ipynb #f394424a
+# %% ../nbs/07_data.ipynb #d57bf08f
 import difflib, glob, hashlib, inspect, itertools, json, os, re, shutil, subprocess, sys, threading, warnings, zipfile, zlib
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +71,7 @@ corpus("cosmopedia-v2", hub="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2
 corpus("wikitext-2", hub="Salesforce/wikitext", config="wikitext-2-v1", val_split="validation", unit="article")
 corpus("wikitext-2-raw", hub="Salesforce/wikitext", config="wikitext-2-raw-v1", val_split="validation", unit="article");
 
-# %% ../nbs/07_data.ipynb #b6a84d02
+# %% ../nbs/07_data.ipynb #bae2fa56
 @dataclass
 class DataConfig:
     "What to read, how to tokenize it, and how long a window is."
@@ -84,8 +84,8 @@ class DataConfig:
     max_chars: int | None = None       # characters kept of a document; None: as the corpus says; 0: all
     val_fraction: float | None = None  # None: as the corpus says
     corpus_seed: int = 0               # of a generated corpus
-    tokenizer: str = "bpe"             # "bpe", trained on the training documents; or name or folder of an `AutoTokenizer`
-    vocab_size: int = 2048             # of "bpe"
+    tokenizer: str = "bpe"             # "bpe" or "word" (the most frequent words), trained on the training documents; or name or folder of an `AutoTokenizer`
+    vocab_size: int = 2048             # of "bpe" and "word"
     length: int = 256                  # tokens a window predicts
     stride: float = 1.0                # from one training window to the next, in windows
     cache_dir: str | None = None       # None: HYBRID_NB_CACHE or ~/.cache/hybrid_nb
@@ -100,6 +100,7 @@ class DataConfig:
         check("max_documents", self.max_documents is None or self.max_documents >= 2, "at least 2 (one is held out)")
         check("max_chars", self.max_chars is None or self.max_chars >= 0, "at least 1, or 0 for no limit")
         check("vocab_size", self.tokenizer != "bpe" or self.vocab_size >= 257, "at least 257: the bytes and the end-of-text token")
+        check("vocab_size", self.tokenizer != "word" or self.vocab_size >= 3, "at least 3: the end-of-text token, the unknown word and a word")
         check("text_unit", self.text_unit in ("auto", *units), f"one of auto, {', '.join(units)}")
 
 # %% ../nbs/07_data.ipynb #39fcd44b
@@ -510,9 +511,10 @@ def vocabulary_size(tok) -> int: # one more than the largest token id
     "How many rows an embedding needs."
     return max(tok.get_vocab().values()) + 1
 
-# %% ../nbs/07_data.ipynb #67e58b19
+# %% ../nbs/07_data.ipynb #19710f7f
 def corpus_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progress=True):
     "The tokenizer `cfg` asks for; a trained one comes from the cache."
+    if cfg.tokenizer == "word": return word_tokenizer(cfg, documents, rebuild, progress)
     if cfg.tokenizer != "bpe": return load_tokenizer(cfg.tokenizer)
     import tokenizers
     key = digest([corpus_key(documents.corpus), cfg.vocab_size, BPE_CHARS, tokenizers.__version__])
@@ -528,6 +530,23 @@ def corpus_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progr
     return load_tokenizer(folder, "PreTrainedTokenizerFast")
 
 BPE_CHARS = 100_000_000
+
+# %% ../nbs/07_data.ipynb #154ad230
+def word_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progress=True):
+    "A tokenizer of the most frequent words, from the cache; its `unknown_bits` are what the unknown words of the validation documents cost to spell."
+    def fill(folder):
+        from hybrid_nb.context import build_word_tokenizer, SpellingModel
+        counts, held = Counter(), Counter()
+        for d in documents.bar(documents, "counting words", progress): (held if d["val"] else counts).update(d["text"].split())
+        tok = build_word_tokenizer(counts.elements(), cfg.vocab_size)
+        spelling, known = SpellingModel(counts.elements()), tok.get_vocab()
+        tok.eos_token = tok.bos_token = tok.pad_token
+        tok.save_pretrained(folder)
+        save_json(dict(unknown_bits=sum(n * spelling.bits(w) for w, n in held.items() if w not in known)), folder/"unknown.json")
+    folder = cached_folder(cache_root(cfg)/"tokenizers"/f"word{cfg.vocab_size}-{digest([corpus_key(documents.corpus), cfg.vocab_size])}", fill, rebuild)
+    tok = load_tokenizer(folder, "PreTrainedTokenizerFast")
+    tok.unknown_bits = json.loads((folder/"unknown.json").read_text())["unknown_bits"]
+    return tok
 
 # %% ../nbs/07_data.ipynb #16c75a56
 def batch_encoder(tok # a tokenizer of `transformers` or of `tokenizers`
@@ -987,14 +1006,14 @@ def batch_windows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray: 
     epoch, place = place // n, place % n
     return np.concatenate([epoch_order(seed, int(e), n)[place[epoch == e]] for e in np.unique(epoch)]).astype(np.int64)
 
-# %% ../nbs/07_data.ipynb #b8112cd4
+# %% ../nbs/07_data.ipynb #eb6cdc87
 class Data:
     "Tokens of a corpus, cut into windows as `cfg` says."
     def __init__(self, cfg: DataConfig, tokenizer, folder: Path):
         self.cfg, self.tokenizer, self.folder = cfg, tokenizer, folder
         self.meta = json.loads((folder/"meta.json").read_text())
         self.train, self.val = (TokenSet(folder, self.meta["shards"][s], self.meta["dtype"]) for s in ("train", "val"))
-        self.vocab_size = vocabulary_size(tokenizer)
+        self.vocab_size, self.unknown_bits = vocabulary_size(tokenizer), getattr(tokenizer, "unknown_bits", 0.)
         self.windows = Windows(len(self.train), cfg.length, round(cfg.stride * cfg.length))
         if not self.windows.count:
             raise ValueError(f"length {cfg.length}: a window needs {cfg.length + 1:,} tokens, and the training documents "

@@ -396,7 +396,7 @@ def from_mamba2(path # a folder or name that `Mamba2ForCausalLM.from_pretrained`
     return _from_backbone(path, Mamba2ForCausalLM, "S", lambda c: dict(hidden_act="silu", time_step_limit=type(c.time_step_limit)((0., math.inf))),
                           dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
 
-# %% ../nbs/04_model.ipynb #cc3226ed
+# %% ../nbs/04_model.ipynb #5d88a936
 @command
 def hybrid_params(patterns: Param("patterns, or names of patterns", str, nargs="*", opt=False) = (),
                   study: str = "",     # base or extended: the models of that study as its code built them
@@ -405,9 +405,13 @@ def hybrid_params(patterns: Param("patterns, or names of patterns", str, nargs="
                   state_size: int = None,  # states a channel in M and G (default 16; in the extended study 48)
                   num_attention_heads: int = None, # heads of A, W and L (default 8; in the extended study 16)
                   intermediate_size: int = None, # hidden width of F
-                  untied: bool = False # a head of its own
+                  untied: bool = False, # a head of its own
+                  recipes: bool = False # print all recipes, or those of the groups named instead of patterns, with size and cost
                  ):
     "Print how many parameters a pattern has, in all and by part."
+    if recipes:
+        from hybrid_nb.recipes import describe_recipes
+        return print(describe_recipes(patterns))
     if study not in ("", "base", "extended"): raise ValueError(f"study {study!r}: must be base or extended")
     if not patterns and not study: raise ValueError("give a pattern, such as hybrid_params AMAMAMAM, or --study base")
     sizes = dict(hidden_size=1024, num_attention_heads=16, state_size=48) if study == "extended" else {}
