@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ContextConfig', 'check_context', 'ContextBlock', 'LoopWeights', 'LoopSpec', 'context_loop_plain', 'Trace',
            'context_loop', 'ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTrainedModel',
-           'ContextModel', 'ContextForCausalLM']
+           'ContextModel', 'ContextForCausalLM', 'build_word_tokenizer', 'SpellingModel', 'word_perplexities',
+           'expand_context']
 
 # %% ../nbs/05_context.ipynb #fc2ec392
 import math, os, threading
@@ -463,3 +464,84 @@ class ContextForCausalLM(ContextPreTrainedModel, GenerationMixin):
 AutoConfig.register("hybrid_nb_context", ContextConfig, exist_ok=True)
 AutoModel.register(ContextConfig, ContextModel, exist_ok=True)
 AutoModelForCausalLM.register(ContextConfig, ContextForCausalLM, exist_ok=True)
+
+# %% ../nbs/05_context.ipynb #1cd3d42a
+def build_word_tokenizer(texts, # strings
+                         vocab_size: int = 1000 # with <pad> and <unk>
+                        ): # PreTrainedTokenizerFast
+    "A tokenizer of the most frequent words, as white space divides them; ties go by the alphabet."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    if vocab_size < 3: raise ValueError(f"vocab_size {vocab_size}: must be at least 3, for <pad>, <unk> and a word")
+    counts = Counter(word for text in texts for word in text.split() if word not in ("<pad>", "<unk>"))
+    words = ["<pad>", "<unk>", *sorted(counts, key=lambda w: (-counts[w], w))[:vocab_size - 2]]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+
+# %% ../nbs/05_context.ipynb #73eec5bf
+class SpellingModel:
+    "The bits of a word, byte by byte, each predicted from the two before."
+    def __init__(self, words, # to learn from, repeated as often as they occur
+                 order: int = 2 # bytes that are looked back at
+                ):
+        self.order, self.next, self._bits = order, defaultdict(Counter), {}
+        for word, n in Counter(words).items():
+            for context, byte in self.steps(word):
+                for k in range(order + 1): self.next[context[order-k:]][byte] += n
+
+    def steps(self, word):
+        "Pairs of the last bytes and the next one; a word begins and ends at a space."
+        spelt = b" " * self.order + word.encode() + b" "
+        return [(spelt[i:i+self.order], spelt[i+self.order]) for i in range(len(spelt) - self.order)]
+
+    def probability(self, context: bytes, byte: int) -> float:
+        p = 1 / 256
+        for k in range(self.order + 1):
+            seen = self.next.get(context[self.order-k:])
+            if seen: p = (seen[byte] + len(seen) * p) / (seen.total() + len(seen))
+        return p
+
+    def bits(self, word: str) -> float: # the space after it included
+        if word not in self._bits: self._bits[word] = -sum(math.log2(self.probability(*step)) for step in self.steps(word))
+        return self._bits[word]
+
+# %% ../nbs/05_context.ipynb #598fe42d
+def word_perplexities(nats: Tensor, # (...) surprise of each target
+                      ids: Tensor, # (...) the targets
+                      tokenizer, # of `build_word_tokenizer`
+                      words: list|None = None, # the targets as written, padding left out; for bits per byte
+                      spelling: SpellingModel|None = None # what unknown words cost; for bits per byte
+                     ) -> dict:
+    "Perplexity as the study counted it, and as it may be compared."
+    if nats.shape != ids.shape: raise ValueError(f"nats {tuple(nats.shape)} and ids {tuple(ids.shape)}: must have the same shape")
+    nats, ids = nats.detach().double().flatten(), ids.flatten()
+    real, unknown = ids != tokenizer.pad_token_id, ids == tokenizer.unk_token_id
+    known = real & ~unknown
+    def ppl(which): return nats[which].mean().exp().item() if which.any() else math.nan
+    out = dict(study=ppl(torch.ones_like(real)), without_padding=ppl(real), known_words=ppl(known), unknown_share=(unknown.sum() / real.sum()).item(),
+               padding_share=(~real).float().mean().item())
+    if words is None or spelling is None: return out
+    if len(words) != real.sum(): raise ValueError(f"words: {len(words)}, must be as many as targets that are not padding, {real.sum()}")
+    spelt = sum(spelling.bits(word) for word, u in zip(words, unknown[real].tolist()) if u)
+    n_bytes = sum(len(word.encode()) + 1 for word in words)
+    return out | dict(bits_per_byte=(nats[real].sum().item() / math.log(2) + spelt) / n_bytes, spelling_share=spelt / (nats[real].sum().item() / math.log(2) + spelt))
+
+# %% ../nbs/05_context.ipynb #8930e14c
+def expand_context(model: ContextForCausalLM, # stays as it is
+                   context_dim: int, # more than it has
+                   train: str = "new" # what will be trained: new (the rest is frozen) or all
+                  ) -> ContextForCausalLM:
+    "A copy of the model with a larger context and, for now, the same outputs."
+    old = model.config.context_dim
+    if train not in ("new", "all"): raise ValueError(f"train {train!r}: must be new or all")
+    if not isinstance(context_dim, int) or context_dim <= old: raise ValueError(f"context_dim {context_dim!r}: must be a whole number above {old}, which the model has")
+    config = deepcopy(model.config)
+    config.context_dim, config.context_blocks = context_dim, [*config.context_blocks, context_dim - old]
+    grown = ContextForCausalLM(config).to(dtype=model.dtype, device=model.device).train(model.training)
+    missing, unexpected = grown.load_state_dict(model.state_dict(), strict=False)
+    new = f"model.blocks.{len(config.context_blocks) - 1}."
+    assert not unexpected and all(name.startswith(new) for name in missing)
+    nn.init.zeros_(grown.model.blocks[-1].read.weight)
+    for name, p in grown.named_parameters(): p.requires_grad_(train == "all" or name.startswith(new))
+    return grown

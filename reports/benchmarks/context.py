@@ -107,6 +107,7 @@ def main(threads: int = 2, # threads of torch and of the loop
     for batch, rounds, half in plan:
         row = compare(batch, rounds, half)
         res["rows"].append(row)
+        save_json(res, out) # a large batch may be more than one has time for
         parts = ", ".join(f"{k} {row[k]['seconds']['median']:.3f} s (CPU {row[k]['cpu_seconds']['median']:.3f})" for k in ("equations", "plain", "fast"))
         print(f"[{time.time() - begin:4.0f} s] {row['dtype']:13} batch {batch:4}: {parts}, floor {row['floor']['seconds']:.3f} (CPU {row['floor']['cpu_seconds']:.3f}); "
               f"fast is {row['times_faster']['equations']['seconds']:.2f} x the equations (CPU {row['times_faster']['equations']['cpu_seconds']:.2f} x)", flush=True)
