@@ -244,11 +244,11 @@ def __str__(self: Ray):
     gpus = f" and {self.gpus:g} GPU{'s'*(self.gpus > 1)}" if self.gpus else ""
     return f"{self.room([])} at a time on {on} machine{'s'*(on > 1)}, {self.cpus:g} CPU{'s'*(self.cpus > 1)}{gpus} each"
 
-# %% ../nbs/10a_cluster.ipynb #c8d830f2
+# %% ../nbs/10a_cluster.ipynb #d88be20d
 @patch
 def start(self: Ray, run, template, parameters, live):
     "Hand a run to Ray."
-    env = {k: os.environ[k] for k in ("HYBRID_NB_CACHE",) if k in os.environ}
+    env = {k: os.environ[k] for k in ("HYBRID_NB_CACHE", "HYBRID_NB_WORKERS") if k in os.environ}
     options = dict(name=run["name"], num_cpus=self.cpus, num_gpus=self.gpus, max_retries=self.retries, scheduling_strategy="SPREAD")
     if self.unfit: options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.unfit)})"}
     task = self.ray.remote(run_task).options(**options)

@@ -23,16 +23,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .loss import linear_cross_entropy
 
-# %% ../nbs/05_context.ipynb #3a0109e4
+# %% ../nbs/05_context.ipynb #a7888b4b
 class ContextConfig(PreTrainedConfig):
     "Everything that determines a context-vector model but its weights."
-    model_type = "hybrid_nb_context"
+    model_type, attribute_map = "hybrid_nb_context", {"hidden_size": "network_size"} # the name other tools look for
 
     vocab_size: int = 1000         # tokens
     embedding_size: int = 256      # numbers a token enters with
     context_dim: int = 256         # numbers that are remembered
     context_blocks: list|None = None # sizes of the parts of the context that are normalised on their own; None: one part
-    hidden_size: int = 512         # width of the network
+    network_size: int = 512        # width of its network
     depth: int = 6                 # its layers: linear, ReLU, dropout
     update: str = "gated"          # how the context is renewed: gated or overwrite
     context_limit: float = 10.     # no number of the context is larger
@@ -58,13 +58,13 @@ class ContextConfig(PreTrainedConfig):
     @property
     def pattern(self): return "C" * self.depth # what the trainer writes down for it
 
-# %% ../nbs/05_context.ipynb #bb60b38c
+# %% ../nbs/05_context.ipynb #c0b699e4
 def check_context(c):
     "Refuse impossible values in one line that names them."
     def need(ok, name, accepted):
         if not ok: raise ValueError(f"{name} {getattr(c, name)!r}: must be {accepted}")
     def whole(v): return isinstance(v, int) and not isinstance(v, bool) and v > 0
-    for name in "vocab_size embedding_size context_dim hidden_size depth".split(): need(whole(getattr(c, name)), name, "a whole number above 0")
+    for name in "vocab_size embedding_size context_dim network_size depth".split(): need(whole(getattr(c, name)), name, "a whole number above 0")
     need(all(map(whole, c.context_blocks)) and sum(c.context_blocks) == c.context_dim, "context_blocks", f"whole numbers with the sum context_dim {c.context_dim}")
     for name, accepted in dict(update="gated overwrite", reconstruction="both token", loop="auto fast plain").items():
         need(getattr(c, name) in accepted.split(), name, accepted.replace(" ", " or "))

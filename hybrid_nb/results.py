@@ -7,8 +7,8 @@ __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'load_config', 'l
            'read_wandb_csv', 't_bound', 'pooled_sd', 'indistinct', 'summary_table', 'format_table', 'format_count',
            'format_seconds', 'flat', 'study_settings', 'answer', 'caveats', 'local_path', 'run_parameters',
            'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking', 'load_curves', 'plot_curves', 'plot_run',
-           'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'show', 'show_table', 'study_record',
-           'run_template', 'render', 'hybrid_report']
+           'plot_lengths', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'show', 'show_table',
+           'study_record', 'run_template', 'render', 'hybrid_report']
 
 # %% ../nbs/11_results.ipynb #bef19186
 import json, math, os, re, shlex, sys, warnings
@@ -436,6 +436,20 @@ def plot_run(run # folder of the run
     if len(seen):
         margin = .05*(np.ptp(seen) or 1)
         ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(seen.min() - margin, seen.max() + margin))
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+# %% ../nbs/11_results.ipynb #0a9f3d87
+def plot_lengths(summary # of a run with `lengths`
+                ):
+    "Loss by position in windows of several lengths."
+    fig, ax = _axes(7, 3)
+    for i, l in enumerate(summary["lengths"]):
+        at = [max(1, (p["position_from"] + p["position_to"]) / 2) for p in l["positions"]]
+        ax.plot(at, [p["loss"] for p in l["positions"]], "o-", ms=3, lw=1.5, color=palette[i % len(palette)], label=f"{l['length']:,} tokens: {l['val_loss']:.3f}")
+    ax.axvline(summary["lengths"][0]["length"], color="k", lw=.8, ls=":")
+    ax.set(xlabel="position in the window", ylabel="loss (nats a token)")
+    ax.set_xscale("log", base=2)
     ax.legend(frameon=False, fontsize=9)
     return fig
 

@@ -111,12 +111,12 @@ def free_memory(device) -> int: # bytes
     import psutil
     return psutil.virtual_memory().available
 
-# %% ../nbs/08a_rules.ipynb #157c6c31
+# %% ../nbs/08a_rules.ipynb #7ac75f2a
 @command
 def hybrid_fit(pattern: str = "AMAMAMAM", # layer pattern, or name of a published one
                hidden_size: int = 384, # width
                vocab_size: int = 49152, # tokens
-               num_attention_heads: int = 8, # heads of A and W
+               num_attention_heads: int = 8, # heads of A, W and L
                length: int = 512, # tokens of a window
                gib: float = None, # memory to use; default: 90 % of what is free
               ):

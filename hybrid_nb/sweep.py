@@ -7,7 +7,7 @@ __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
            'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'devices',
            'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local', 'duration', 'Progress',
-           'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
+           'run_all', 'make_engine', 'sweep', 'distinct', 'status_table', 'hybrid_sweep']
 
 # %% ../nbs/10_sweep.ipynb #25710952
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
@@ -77,19 +77,21 @@ def template_path(name,      # "train.ipynb" or "results.ipynb"
         raise ValueError(f"template {str(path)!r}: no such file; name one with --template FILE (it is reports/{name} of the repository)")
     return path
 
-# %% ../nbs/10_sweep.ipynb #408937e6
+# %% ../nbs/10_sweep.ipynb #a5927b9f
 def parameters_cell() -> str: # Python source
     "The parameters cell of `reports/train.ipynb`: every setting of model, data and training with its default."
     from fastcore.docments import docments
     from hybrid_nb.train import config_fields, configs
-    lines = ['pattern = "AMAMAMAM" # one letter a block', 'name = None # of the run; None: the pattern and the seed',
+    lines = ['family = "hybrid" # of the model: hybrid or context', 'pattern = "AMAMAMAM" # one letter a block', 'name = None # of the run; None: the pattern and the seed',
              'study = "default" # the run is written to RUNS/STUDY/NAME', 'runs = "runs" # folder of all studies',
              'plugins = None # modules, scripts or notebooks that register mixers of your own', 'progress = True # show progress bars']
-    for cls, title in zip(configs, ("model", "data", "training")):
+    done = {"pattern"}
+    for cls, title in zip(configs, ("model", "model of the family context", "data", "training")):
         help = docments(cls)
         lines += ["", f"# {title}"]
         for f in config_fields(cls):
-            if f.name != "pattern": lines.append(f"{f.name} = {f.default!r}" + (f" # {help[f.name]}" if help.get(f.name) else ""))
+            if f.name not in done: lines.append(f"{f.name} = {f.default!r}" + (f" # {help[f.name]}" if help.get(f.name) else ""))
+            done.add(f.name)
     return "\n".join(lines)
 
 # %% ../nbs/10_sweep.ipynb #f8b290d7
@@ -120,7 +122,7 @@ def format_settings(knobs: dict) -> list: # of texts
     plain = lambda k, v: isinstance(v, str) and parse_settings([f"{k}={v}"]) == {k: v}
     return [f"{k}={v if plain(k, v) else json.dumps(v)}" for k, v in knobs.items()]
 
-# %% ../nbs/10_sweep.ipynb #61b706e8
+# %% ../nbs/10_sweep.ipynb #d18c5c6e
 reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
@@ -128,8 +130,10 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
                seeds,         # as `parse_seeds` takes them
                runs="runs",   # folder of all studies
                plugins=None,  # modules, scripts or notebooks that register mixers
+               recipes=None,  # instead of patterns: complete configurations, see the recipes notebook
+               debug=False,   # shrink each run to less than a minute
                **knobs        # settings that all runs share
-              ) -> list:      # of dict(name, pattern, seed, path, planned, state, config)
+              ) -> list:      # of dict(name, pattern, seed, path, planned, state, config, knobs)
     "The runs of a sweep in the order they will start; `ValueError` if anything about them is wrong."
     from hybrid_nb.core import load_plugin
     from hybrid_nb.patterns import find_pattern
@@ -139,23 +143,28 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
         if k in knobs: raise ValueError(f"setting {k!r}: a sweep sets it itself (use {use})")
     for p in plugin_list(plugins): load_plugin(p)
     patterns = list(dict.fromkeys(find_pattern(p) for p in (patterns.split() if isinstance(patterns, str) else patterns or [])))
-    if not patterns: raise ValueError(f"study {study!r}: name the patterns")
-    plan = [plan_run(Path(runs)/study/f"{p}-s{s}", p, s, knobs) for s in parse_seeds(seeds) for p in patterns]
-    for p in patterns: check_buildable(next(r for r in plan if r["pattern"] == p)["config"][0])
+    if not patterns and not recipes: raise ValueError(f"study {study!r}: name the patterns")
+    if patterns and recipes: raise ValueError(f"patterns {' '.join(patterns)!r}: recipes have their own; leave one of the two out")
+    models = {p: dict(pattern=p) | knobs for p in patterns} | {r.label: r.check(**knobs).settings | knobs for r in recipes or []}
+    if debug:
+        from hybrid_nb.recipes import debug_settings
+        models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
+    plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
+    for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
 
 def plugin_list(plugins): return plugins.split() if isinstance(plugins, str) else list(plugins or [])
 
-# %% ../nbs/10_sweep.ipynb #8b35178b
-def plan_run(path, pattern, seed, knobs) -> dict:
+# %% ../nbs/10_sweep.ipynb #c3a9c447
+def plan_run(path, seed, knobs) -> dict:
     "One run of the plan; `ValueError` if its folder holds a run with other settings."
     from hybrid_nb import train as t
-    config = t.split_knobs(pattern=pattern, seed=seed, **knobs)
+    config = t.split_knobs(**knobs | dict(seed=seed))
     if (path/"config.json").exists():
         new = {k: t.knobs(c) for k, c in zip(("model", "data", "train"), config)}
         try: t.check_same(read_object(path/"config.json"), new, path)
         except ValueError as e: raise ValueError(f"{str(e).split(' (take')[0]} (delete that folder, or take another study)") from None
-    return dict(name=path.name, pattern=pattern, seed=seed, path=path, planned=config[2].steps, state=run_state(path), config=config)
+    return dict(name=path.name, pattern=config[0].pattern, seed=seed, path=path, planned=config[2].steps, state=run_state(path), config=config, knobs=knobs)
 
 def check_buildable(model_config):
     "Build the model without memory for its weights, to hear of impossible settings now."
@@ -375,7 +384,7 @@ def run_all(plan, # from `plan_sweep`
         for w in live: w.run["state"] = run_state(w.run["path"])
         progress.update(last=True)
 
-# %% ../nbs/10_sweep.ipynb #5524823e
+# %% ../nbs/10_sweep.ipynb #224606cb
 def make_engine(name, # local or ray
                 plan, n_runs, # how many of the plan there are to do
                 template, jobs, threads, device,
@@ -389,10 +398,10 @@ def make_engine(name, # local or ray
         return Ray(plan, n_runs, template, jobs, threads, device, **cluster)
     if name != "local": raise ValueError(f"engine {name!r}: unknown (accepted: local, ray)")
     for k, v in cluster.items(): raise ValueError(f"{k} {v!r}: only a cluster takes it (with engine ray)")
-    check_machine(plan[0]["config"][2])
+    for r in plan: check_machine(r["config"][2])
     return Local(n_runs, jobs, threads, device)
 
-# %% ../nbs/10_sweep.ipynb #dacbad5f
+# %% ../nbs/10_sweep.ipynb #9a5568bb
 def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if it is in `studies`
           patterns=None,   # list, or text with spaces between
           seeds=None,      # how many, or which; default 2
@@ -402,6 +411,8 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
           template=None,   # notebook that a run executes, default reports/train.ipynb of the repository
           progress=True,   # show the progress line
           engine="local",  # where: local (this machine) or ray (a cluster)
+          recipes=None,    # instead of patterns: group of recipes, or several with spaces between
+          debug=False,     # shrink each run to less than a minute
           address=None, gpus_per_run=None, cpus_per_run=None, retries=None, # of the engine ray, see `10a_cluster`
           **knobs          # any setting of model, data or training, for all runs
          ): # DataFrame: a row a run, with its status
@@ -410,20 +421,31 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     from hybrid_nb.train import warn_patience
     knobs = studies.get(study, {}) | knobs
     preset = {k: knobs.pop(k, None) for k in ("patterns", "seeds")}
-    patterns, seeds = patterns or preset["patterns"], seeds if seeds is not None else preset["seeds"] or 2
+    if recipes:
+        from hybrid_nb.recipes import recipe_group
+        recipes = [r for name in recipes.split() for r in recipe_group(name)]
+    else: patterns = patterns or preset["patterns"]
+    seeds = seeds if seeds is not None else preset["seeds"] or 2
     template = template_path("train.ipynb", template)
-    plan = plan_sweep(study, patterns, seeds, runs, plugins, **knobs)
+    plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, **knobs)
     n = sum(r["state"]["status"] != "finished" for r in plan)
     cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
-    shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {}) | knobs
-    parameters = lambda r: dict(pattern=r["pattern"], seed=r["seed"]) | shared
+    shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {})
+    parameters = lambda r: dict(r["knobs"], seed=r["seed"], **(dict(name=r["name"]) if recipes else {})) | shared
     with closing(make_engine(engine, plan, n, template, jobs, knobs.get("threads") or None, knobs.get("device", "auto"), **cluster)) as engine:
         if n:
             if progress: print(f"{study}: {n} of {len(plan)} runs to do, {engine}", file=sys.stderr, flush=True)
             warn_patience(plan[0]["config"][2])
-            load_data(plan[0]["config"][1], progress=progress)  # once, so that the runs only open it
+            for data in distinct(r["config"][1] for r in plan): load_data(data, progress=progress)  # once, so that the runs only open it
         run_all(plan, parameters, template, engine, Progress(study, plan, progress and n > 0))
     return status_table(plan)
+
+def distinct(values) -> list:
+    "Each value once, in order."
+    found = []
+    for v in values:
+        if v not in found: found.append(v)
+    return found
 
 # %% ../nbs/10_sweep.ipynb #bab92c6a
 def status_table(plan):
@@ -436,10 +458,12 @@ def status_table(plan):
                          seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_sweep.ipynb #78ec3f40
+# %% ../nbs/10_sweep.ipynb #653ae285
 @command
 def hybrid_sweep(
-    study: str = "quick", # name of the study, a folder of RUNS; "quick" needs nothing else
+    study: str = None, # name of the study, a folder of RUNS; default: quick, which needs nothing else, or the group of recipes
+    recipe_group: Param("instead of patterns: groups of recipes (base), phases (base/structured) or recipes (context/depth-6)", str, nargs="+") = None,
+    debug: bool = False,  # shrink each run to less than a minute
     patterns: Param("layer patterns, or names of published ones, separated by spaces", str, nargs="+") = None,
     seeds: str = None,    # how many, or which ("0,4,7"); default 2
     jobs: int = None,     # runs at a time; default: as many as there are accelerators, or else cores
@@ -459,7 +483,9 @@ def hybrid_sweep(
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, interrupt)
     if "" not in sys.path: sys.path.insert(0, "")  # plugins beside the user
     where = dict(engine=engine, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
-    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, **where, **parse_settings(set))
+    group = "-".join(dict.fromkeys(name.split("/")[0] for name in recipe_group or []))
+    if study is None: study = (group or "quick") + "-debug"*debug
+    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, recipes=" ".join(recipe_group or []), debug=debug, **where, **parse_settings(set))
     print(df.drop(columns="path").to_string(index=False, na_rep="–", float_format="{:.4g}".format))
     bad = df[df.status != "finished"]
     if len(bad): raise RuntimeError(f"{len(bad)} of {len(df)} runs failed; see {Path(bad.path.iloc[0])/'train.ipynb'}")
