@@ -1,0 +1,85 @@
+"Recipes: each builds at full size with the right count, and its small form trains, checkpoints, resumes, generates and appears in a report."
+import json, shutil, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from hybrid_nb.cost import number_of_parameters
+from hybrid_nb.model import hybrid_params
+from hybrid_nb.recipes import recipe, recipes
+from hybrid_nb.results import load_runs
+from hybrid_nb.train import checkpoints, train_run
+
+script = Path(sys.executable).with_name
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path_factory.mktemp("recipes")
+    torch.set_num_threads(threads)
+
+def test_published_counts():
+    "To the digit that the reports give; what they claim otherwise is remarked."
+    for r in recipes.values():
+        claimed = r.published.get("parameters")
+        if claimed and r.group in ("base", "context"): assert number_of_parameters(r.model) == pytest.approx(claimed, abs=.05e6 if r.group == "base" else .005e6), r.name
+    assert number_of_parameters(recipe("exp9/attention_mlp_512d").model) == 69_625_088
+    assert number_of_parameters(recipe("extended/alternate_A_first_16L").model) < .15e9 # "about a billion"
+
+# the groups differ in their patterns and no more: all of one, some of its twins
+some = "base-mamba/sandwich_8L", "extended/alternate_A_first_16L", "extended/nemotron_14L", "extended-mamba/triple_11L"
+
+@pytest.mark.parametrize("name", [n for n, r in recipes.items() if n in some or r.group not in {x.split("/")[0] for x in some}])
+def test_small_form(here, name):
+    "It trains, checkpoints, goes on from a checkpoint as the same run, and generates."
+    run = dict(recipe=name, debug=True, runs=here, cache_dir=str(here/"cache"), progress=False, threads=1)
+    summary = train_run(**run)
+    folder = here/summary["study"]/summary["name"]
+    assert summary["study"] == f"{recipe(name).group}-debug" and summary["steps"] >= 8 and checkpoints(folder)
+    config = json.loads((folder/"config.json").read_text())
+    assert config["model"]["model_type"] == recipe(name).model.model_type and len(config["pattern"]) == recipe(name).model.num_hidden_layers
+    (folder/"summary.json").unlink()
+    shutil.rmtree(checkpoints(folder)[-1])
+    assert train_run(**run)["final_val_loss"] == summary["final_val_loss"]
+    model, tokenizer = (c.from_pretrained(checkpoints(folder)[-1]) for c in (AutoModelForCausalLM, AutoTokenizer))
+    out = model.eval().generate(**tokenizer("the town of", return_tensors="pt", return_token_type_ids=False), max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert out.shape[1] > 4 or out[0, -1] == tokenizer.eos_token_id
+
+def test_sweep_and_report(tmp_path):
+    "A group through papermill: two families in one study, and a report of them."
+    words = ["--recipe-group", "context/depth-1", "base-mamba/alternate_A_first_8L", "--study", "mixed", "--seeds", "1", "--debug", "--set", f"cache_dir={tmp_path/'cache'}", "steps=6", "threads=1"]
+    r = subprocess.run([str(script("hybrid_sweep")), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    runs = load_runs(tmp_path/"runs"/"mixed").set_index("name")
+    assert runs.pattern.to_dict() == {"depth-1-s0": "C", "alternate_A_first_8L-s0": "AMAMAMAM"} and set(runs.steps) == {6}
+    r = subprocess.run([str(script("hybrid_report")), "runs/mixed", "--out", "mixed.html"], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert "AMAMAMAM" in (tmp_path/"mixed.html").read_text()
+
+@pytest.mark.parametrize("words, message", [
+    (["--recipe", "base/sandwich_9L"], "recipe 'base/sandwich_9L': unknown, did you mean 'base/sandwich_8L'?"),
+    (["--recipe", "base/sandwich_8L", "--pattern", "AAAA"], "pattern 'AAAA': the recipe base/sandwich_8L has AGGGGGGA"),
+    (["--recipe", "extended/alternate_15L"], "the name says 15 layers, but MAMAMAMAMAMAMAMAM has 17"),
+    (["--recipe", "base/sandwich_8L", "--num_attention_heads", "7"], "num_attention_heads 7"),
+    (["--recipe", "context/depth-1", "--state_size", "4"], "state_size 4: not a setting of the family 'context'"),
+    (["--pattern", "AM", "--name", "deep_12L"], "name 'deep_12L': says 12 layers, but the model has 2"),
+    (["--pattern", "AM", "--eval_lengths", "two"], "eval_lengths 'two': must be whole numbers")])
+def test_bad_input(tmp_path, words, message):
+    r = subprocess.run([str(script("hybrid_train")), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 2 and message in r.stderr and len(r.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir()), r.stderr
+
+def test_given_flags_overrule_the_recipe(here, monkeypatch):
+    "Also where the flag says what is the default anyway."
+    from hybrid_nb.core import run_script
+    from hybrid_nb.train import hybrid_train
+    seen = {}
+    monkeypatch.setattr("hybrid_nb.train.train", lambda m, d, t, *a: seen.update(m=m, d=d, t=t) or dict(name="x", study="y"))
+    monkeypatch.setattr("hybrid_nb.train.describe_summary", lambda s: "")
+    monkeypatch.setattr(sys, "argv", ["hybrid_train", "--recipe", "base/sandwich_8L", "--precision", "fp32", "--patience", "0"])
+    run_script(hybrid_train.__wrapped__)
+    assert (seen["t"].precision, seen["t"].patience, seen["t"].eval_every, seen["d"].stride, seen["m"].rope_theta) == ("fp32", 0, 200, .8, None)
+
+def test_table(capsys):
+    hybrid_params(["exp9", "context/depth-6"], recipes=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "69.63 M" in lines[1] and "saw the future" in lines[1] and "2.74 M" in lines[2]
