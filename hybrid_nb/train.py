@@ -452,7 +452,9 @@ def prepare(self: Trainer):
         from torch.distributed.fsdp import fully_shard
         for block in getattr(self.model.base_model, "layers", []): fully_shard(block)
         fully_shard(self.plain, reshard_after_forward=True) # also after an evaluation, so that the optimiser finds its pieces
-    if cfg.compile: self.plain.compile()
+    if cfg.compile:
+        torch.compiler.reset() # what earlier runs of this process compiled counts towards its limit of variants
+        self.plain.compile()
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 

@@ -1,4 +1,10 @@
 """Without a GPU, the Triton kernels run in Triton's interpreter. It has to be asked for before triton is first imported, by whichever test that is."""
-import os, torch
+import os, sys
+import pytest, torch
 
 if not torch.cuda.is_available(): os.environ.setdefault("TRITON_INTERPRET", "1")
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    "torch.compile gives up on a function that was compiled for many models before, as it is in one process of tests."
+    if "torch._dynamo" in sys.modules: torch._dynamo.reset()
