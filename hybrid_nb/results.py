@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'load_config', 'load_run', 'load_runs', 'load_metrics',
            'read_wandb_csv', 't_bound', 'pooled_sd', 'indistinct', 'summary_table', 'format_table', 'format_count',
-           'format_seconds', 'flat', 'study_settings', 'answer', 'caveats', 'local_path', 'run_parameters',
+           'format_seconds', 'flat', 'study_settings', 'answer', 'caveats', 'local_path', 'run_parameters', 'recipe_of',
            'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking', 'load_curves', 'plot_curves', 'plot_run',
            'plot_lengths', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'show', 'show_table',
            'study_record', 'run_template', 'render', 'hybrid_report']
@@ -274,17 +274,31 @@ def run_parameters(run) -> dict:
     try: return read_object(Path(run)/"train.ipynb")["metadata"]["papermill"]["parameters"]
     except (KeyError, TypeError, ValueError): return {}
 
-# %% ../nbs/11_results.ipynb #897454ad
+# %% ../nbs/11_results.ipynb #c8a94d96
+def recipe_of(parameters: dict # of an executed notebook
+             ): # Recipe, or None
+    "The recipe a run was made from, by the name of the run and what it trained."
+    from hybrid_nb.recipes import recipes
+    label = re.sub(r"-s\d+$", "", parameters.get("name") or "")
+    same = lambda r: all(parameters.get(k) == r.settings.get(k) for k in ("family", "pattern", "depth"))
+    return next((r for r in recipes.values() if r.label == label and same(r)), None)
+
+# %% ../nbs/11_results.ipynb #2e339244
 def sweep_command(runs # as from `load_runs`
                  ) -> str: # a line for the shell
     "The `hybrid_sweep` command that trains these runs, from the parameters in their executed notebooks; None if there are none."
-    knobs = next(filter(None, map(run_parameters, runs.path)), None)
-    if not knobs: return None
+    given = list(filter(None, map(run_parameters, runs.path)))
+    if not given: return None
+    knobs, found = given[0], [recipe_of(p) for p in given]
     shown = lambda v: local_path(v) if isinstance(v, str) and os.path.isabs(v) else v
     knobs = {k: shown(v) for k, v in knobs.items() if k not in ("pattern", "name", "seed", "study", "runs", "progress", "cache_dir")}
     plugins = [shown(p) for p in plugin_list(knobs.pop("plugins", None))]
     seeds = ",".join(str(int(x)) for x in sorted(set(runs.seed.dropna())))
-    words = ["hybrid_sweep", "--study", runs.study.iloc[0], "--patterns", *dict.fromkeys(runs.pattern.dropna())]
+    words = ["hybrid_sweep", "--study", runs.study.iloc[0]]
+    if all(found):
+        words += ["--recipe-group", *dict.fromkeys(r.name for r in found)]
+        knobs = {k: v for k, v in knobs.items() if v != found[0].settings.get(k)}
+    else: words += ["--patterns", *dict.fromkeys(runs.pattern.dropna())]
     words += ["--seeds", seeds if "," in seeds else f"{seeds},"]
     if plugins: words += ["--plugins", *plugins]
     if knobs: words += ["--set", *format_settings(knobs)]

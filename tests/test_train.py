@@ -107,7 +107,7 @@ def test_flags_are_the_settings():
     from inspect import signature
     from hybrid_nb.train import config_fields, configs, hybrid_train
     names = {f.name for c in configs for f in config_fields(c)}
-    own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet", "recipe", "debug", "family"}
+    own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet", "recipe", "debug", "preset", "family"}
     assert set(signature(hybrid_train).parameters) == names | own
 
 def killed_runs(args, run):
