@@ -1,5 +1,5 @@
 "Tuning on dialogs: from a checkpoint of either family, by command, over several processes, killed and continued, in Japanese."
-import json, os, re, runpy, shutil, subprocess, sys, warnings
+import json, os, runpy, shutil, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
@@ -65,6 +65,15 @@ def test_tuned_from_a_checkpoint(lab, family, steps, learned):
         d, pieces = next(d for d in taught if part in d["instruction"]), []
         assert answer(model, tok, d["instruction"], d["context"], 60, CharacterStreamer(tok, lambda t, end: pieces.append(t))) == d["response"]
         assert "".join(pieces) == d["response"] and not any("\ufffd" in p for p in pieces) and len([p for p in pieces if p]) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_begins_with_the_weights(lab, family):
+    "At a rate of nearly nothing, the weights are still those of the checkpoint."
+    warnings.simplefilter("ignore")
+    train_run(name=f"still-{family}", corpus="chat.jsonl", dialog=True, start=base(family), progress=False, **{k: v for k, v in TINY.items() if k != "vocab_size"} | dict(steps=1, learning_rate=1e-9, warmup_steps=0))
+    a, b = (load_file(Path(f)/"model.safetensors") for f in (base(family), checkpoints(Path("runs")/"default"/f"still-{family}")[-1]))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
 
 def test_training_renders_as_the_template_does(lab):
