@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['corpora', 'units', 'START', 'FORMAT', 'END', 'BPE_CHARS', 'BLOCK_CHARS', 'RECORD', 'ROW', 'Corpus', 'corpus',
            'DataConfig', 'neighbours', 'articles', 'passages', 'find_files', 'file_loader', 'find_corpus',
-           'resolve_corpus', 'one_line', 'open_rows', 'find_bad_line', 'read_rows', 'document_hash', 'row_text',
-           'estimated_lines', 'expected_documents', 'published_split', 'joins_rows', 'read_documents', 'with_hash',
-           'Documents', 'digest', 'checksum', 'size_and_checksum', 'sums_of', 'new_folder', 'broken_file',
+           'resolve_corpus', 'dialog_corpus', 'one_line', 'open_rows', 'find_bad_line', 'read_rows', 'document_hash',
+           'row_text', 'estimated_lines', 'expected_documents', 'published_split', 'joins_rows', 'read_documents',
+           'with_hash', 'Documents', 'digest', 'checksum', 'size_and_checksum', 'sums_of', 'new_folder', 'broken_file',
            'cached_folder', 'corpus_key', 'cache_root', 'train_bpe', 'load_tokenizer', 'tokenizer_key',
            'vocabulary_size', 'corpus_tokenizer', 'word_tokenizer', 'batch_encoder', 'token_spans', 'tokenizing_job',
            'document_ids', 'find_bad_document', 'tokenize_block', 'part_head', 'work', 'Worker', 'Workers',
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .core import atomic_write, save_json
 
-# %% ../nbs/07_data.ipynb #aef4f247
+# %% ../nbs/07_data.ipynb #226d7b69
 @dataclass(frozen=True)
 class Corpus:
     "Where documents come from, and how they are made and split."
@@ -50,6 +50,7 @@ class Corpus:
     val_fraction: float = 0.1            # share of the documents held out
     seed: int = 0                        # of `generate`
     streaming: bool = True               # False: let `datasets` keep a copy of the corpus on disk
+    dialog: bool = False                 # rows are instructions with responses: see the next notebook
 
 corpora = {}
 
@@ -60,18 +61,25 @@ def corpus(name: str, # what `DataConfig.corpus` calls it
     corpora[name] = Corpus(name, **declaration)
     return corpora[name]
 
-# %% ../nbs/07_data.ipynb #ccf58789
+# %% ../nbs/07_data.ipynb #3f9912e5
 def _world(n, seed):
     from hybrid_nb.world import documents
     yield from documents(n, seed=seed)
+
+def _chat_demo(n, seed):
+    from hybrid_nb.dialog import demo_rows
+    yield from demo_rows()[:n]
 
 corpus("world", generate=_world, max_documents=20_000)
 corpus("cosmopedia-v2", hub="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2",
        max_documents=50_000, max_chars=4_000, val_fraction=0.15)
 corpus("wikitext-2", hub="Salesforce/wikitext", config="wikitext-2-v1", val_split="validation", unit="article")
-corpus("wikitext-2-raw", hub="Salesforce/wikitext", config="wikitext-2-raw-v1", val_split="validation", unit="article");
+corpus("wikitext-2-raw", hub="Salesforce/wikitext", config="wikitext-2-raw-v1", val_split="validation", unit="article")
+corpus("dolly", hub="databricks/databricks-dolly-15k", dialog=True)
+corpus("alpaca-ja", hub="fujiki/japanese_alpaca_data", dialog=True)
+corpus("chat-demo", generate=_chat_demo, dialog=True, val_fraction=0.2);
 
-# %% ../nbs/07_data.ipynb #bae2fa56
+# %% ../nbs/07_data.ipynb #cd3968f0
 @dataclass
 class DataConfig:
     "What to read, how to tokenize it, and how long a window is."
@@ -88,6 +96,9 @@ class DataConfig:
     vocab_size: int = 2048             # of "bpe" and "word"
     length: int = 256                  # tokens a window predicts
     stride: float = 1.0                # from one training window to the next, in windows
+    dialog: bool = False               # rows of the files are instructions with responses (a declared corpus says so itself)
+    response_share: float = 0.5        # of a window, which the response of a dialog keeps where prompt and response are too long together
+    on_bad_line: str = "stop"          # at a row of a dialog corpus that is broken or has no response: stop or skip
     cache_dir: str | None = None       # None: HYBRID_NB_CACHE or ~/.cache/hybrid_nb
 
     def __post_init__(self):
@@ -101,6 +112,8 @@ class DataConfig:
         check("max_chars", self.max_chars is None or self.max_chars >= 0, "at least 1, or 0 for no limit")
         check("vocab_size", self.tokenizer != "bpe" or self.vocab_size >= 257, "at least 257: the bytes and the end-of-text token")
         check("vocab_size", self.tokenizer != "word" or self.vocab_size >= 3, "at least 3: the end-of-text token, the unknown word and a word")
+        check("response_share", 0 < self.response_share < 1, "between 0 and 1, both excluded")
+        check("on_bad_line", self.on_bad_line in ("stop", "skip"), "stop or skip")
         check("text_unit", self.text_unit in ("auto", *units), f"one of auto, {', '.join(units)}")
 
 # %% ../nbs/07_data.ipynb #39fcd44b
@@ -168,7 +181,7 @@ def file_loader(files: tuple # paths
     if len(kinds) > 1: raise ValueError(f"corpus files of {len(kinds)} kinds ({', '.join(sorted(kinds))}): give files of one kind")
     return kinds.pop()
 
-# %% ../nbs/07_data.ipynb #1a5784d9
+# %% ../nbs/07_data.ipynb #fefcefbd
 def _text_unit(files):
     "The unit `text_unit='auto'` stands for."
     if file_loader(files) != "text": return "row"
@@ -201,7 +214,17 @@ def resolve_corpus(cfg: DataConfig) -> Corpus: # with everything `cfg` says writ
     elif cfg.text_unit not in ("auto", c.unit): raise ValueError(f"text_unit {cfg.text_unit!r}: only for .txt files")
     if cfg.text_field != "text": c = replace(c, text=cfg.text_field if "{" in cfg.text_field else "{%s}" % cfg.text_field)
     if cfg.max_chars is not None: c = replace(c, max_chars=cfg.max_chars or None)
+    if c.dialog or cfg.dialog: c = dialog_corpus(c, cfg)
+    elif cfg.on_bad_line != "stop": raise ValueError(f"on_bad_line {cfg.on_bad_line!r}: only for dialog corpora")
     return replace(c, max_documents=cfg.max_documents or c.max_documents, seed=cfg.corpus_seed if c.generate else 0)
+
+# %% ../nbs/07_data.ipynb #5e562b17
+def dialog_corpus(c: Corpus, cfg: DataConfig) -> Corpus:
+    "`c` as a dialog corpus; a `ValueError` for settings that have no meaning there."
+    for name, none in dict(text_field="text", max_chars=None, stride=1.0).items():
+        if getattr(cfg, name) != none: raise ValueError(f"{name} {getattr(cfg, name)!r}: not for a dialog corpus (its examples have fixed fields and are cut to length)")
+    if c.files and file_loader(c.files) == "text": raise ValueError(f"corpus {c.name!r}: a dialog corpus is .jsonl, .json or .parquet, not text")
+    return replace(c, dialog=True)
 
 # %% ../nbs/07_data.ipynb #0264997c
 def one_line(e: Exception, n: int = 200) -> str: # at most `n` characters
@@ -242,7 +265,7 @@ def find_bad_line(files: Iterable[str] # text or .jsonl files that cannot be rea
                 except UnicodeError as e: return f"{name}, line {n}: not valid UTF-8 ({e})"
                 except ValueError as e: return f"{name}, line {n}: not valid JSON ({e})"
 
-# %% ../nbs/07_data.ipynb #c164a2a6
+# %% ../nbs/07_data.ipynb #66e30ae3
 def read_rows(c: Corpus, val: bool = False,
               file: int = 0, skip: int = 0 # begin with this file, after so many of its rows
              ) -> Iterator[tuple]: # (number of the file, number of the row within it, row)
@@ -253,7 +276,7 @@ def read_rows(c: Corpus, val: bool = False,
     import logging
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)   # it would report an error a second time
     files = c.val_files if val and c.val_files else c.files
-    wanted = None if callable(c.text) else re.findall(r"{([^{}]+)}", c.text)
+    wanted = None if callable(c.text) or c.dialog else re.findall(r"{([^{}]+)}", c.text)
     try:
         rows = open_rows(c, val)
         names = rows.column_names
@@ -272,7 +295,8 @@ def read_rows(c: Corpus, val: bool = False,
             try: place = find_bad_line(files)
             except Exception: pass   # the file cannot be opened or decompressed: the first error says so
         raise (ValueError if files else RuntimeError)(f"corpus {c.name!r}: {place or one_line(e)}") from None
-    if missing: raise ValueError(f"corpus {c.name!r}: no field {missing[0]!r} (fields present: {', '.join(names)}); set text_field")
+    if missing: raise ValueError(f"corpus {c.name!r}: no field {missing[0]!r} (fields present: {', '.join(names)}); set text_field" +
+                                  ", or dialog for instructions with responses" * ("instruction" in names))
 
 # %% ../nbs/07_data.ipynb #60f426ca
 def document_hash(text: str) -> int: # 64 bits
@@ -446,7 +470,7 @@ def cached_folder(path: Path,
     finally: lock.release()
     return path
 
-# %% ../nbs/07_data.ipynb #88d7f788
+# %% ../nbs/07_data.ipynb #94d44980
 FORMAT = 1   # raise it when the files of the cache or the rules above change
 
 def corpus_key(c: Corpus) -> dict: # JSON
@@ -459,6 +483,8 @@ def corpus_key(c: Corpus) -> dict: # JSON
     key.update(format=FORMAT, files=[stat(f) for f in c.files], val_files=[stat(f) for f in c.val_files])
     for name in ("generate", "text"):
         if callable(key[name]): key[name] = source(key[name])
+    if not c.dialog: del key["dialog"]
+    if c.generate is _chat_demo: key["generate"] = list(_chat_demo(None, 0))
     if c.generate is _world:
         from hybrid_nb import world
         key["generate"] = inspect.getsource(world)
@@ -1006,7 +1032,7 @@ def batch_windows(seed: int, step: int, batch_size: int, n: int) -> np.ndarray: 
     epoch, place = place // n, place % n
     return np.concatenate([epoch_order(seed, int(e), n)[place[epoch == e]] for e in np.unique(epoch)]).astype(np.int64)
 
-# %% ../nbs/07_data.ipynb #eb6cdc87
+# %% ../nbs/07_data.ipynb #9f25f895
 class Data:
     "Tokens of a corpus, cut into windows as `cfg` says."
     def __init__(self, cfg: DataConfig, tokenizer, folder: Path):
@@ -1019,12 +1045,13 @@ class Data:
             raise ValueError(f"length {cfg.length}: a window needs {cfg.length + 1:,} tokens, and the training documents "
                              f"of corpus {cfg.corpus!r} have {len(self.train):,}")
         self.n_train_windows, self.n_val_windows = self.windows.count, -(-(len(self.val) - 1) // cfg.length)
+        self.val_targets = len(self.val) - 1
 
     def __repr__(self):
         return (f"Data({self.cfg.corpus!r}, vocabulary {self.vocab_size:,}\n"
                 f"  train={self.train!r}, {self.n_train_windows:,} windows\n  val={self.val!r}, {self.n_val_windows:,} windows)")
 
-# %% ../nbs/07_data.ipynb #124d429b
+# %% ../nbs/07_data.ipynb #ce270e3d
 @patch
 def window(self: Data, i: int) -> torch.Tensor: # (length + 1,) int64
     "Training window `i`."
@@ -1044,6 +1071,23 @@ def train_batch(self: Data, seed: int,
                ) -> torch.Tensor: # (rows, length + 1) int64: inputs are [:, :-1], targets [:, 1:]
     "The batch of a step, or part of it: a function of its arguments and nothing else."
     return torch.stack([self.window(i) for i in self.batch_windows(seed, step, batch_size)[rows]])
+
+@patch
+def step_batch(self: Data, seed: int, step: int, batch_size: int, rows: slice = slice(None)
+              ) -> tuple: # input_ids and targets, each (rows, length) int64; -100 where there is no target
+    "The batch of a step as a trainer takes it."
+    batch = self.train_batch(seed, step, batch_size, rows)
+    return batch[:, :-1], batch[:, 1:]
+
+@patch
+def targets(self: Data, seed: int, step: int, batch_size: int) -> int:
+    "How many targets the whole batch of a step has."
+    return batch_size * self.cfg.length
+
+@patch
+def prompt(self: Data) -> torch.Tensor: # (tokens,) int64
+    "The beginning of the validation text, for a model to go on from."
+    return torch.from_numpy(self.val.tokens[:min(32, self.cfg.length//2)].astype(np.int64))
 
 @patch
 def val_batch(self: Data, start: int, stop: int # validation windows, of `n_val_windows`
@@ -1089,7 +1133,7 @@ def stats(self: Data) -> dict: # JSON
                 bytes=train.n_bytes + val.n_bytes, bytes_per_token=(train.n_bytes + val.n_bytes) / (len(train) + len(val)),
                 vocab_size=self.vocab_size, floor_bits_per_byte=self.floor_bits_per_byte)
 
-# %% ../nbs/07_data.ipynb #9ee1f7f3
+# %% ../nbs/07_data.ipynb #032d3f58
 def worker_count(workers: int | None) -> int:
     "The argument, else HYBRID_NB_WORKERS, else 0."
     if workers is None: workers = os.environ.get("HYBRID_NB_WORKERS") or 0
@@ -1111,8 +1155,11 @@ def load_data(cfg: DataConfig,
               workers: int | None = None # processes that tokenize; None: HYBRID_NB_WORKERS; 0 or 1: this one
              ) -> Data:
     "Read, split and tokenize a corpus, or take it from the cache."
-    workers = worker_count(workers)
-    documents = Documents(resolve_corpus(cfg))
+    workers, corpus = worker_count(workers), resolve_corpus(cfg)
+    if corpus.dialog:
+        from hybrid_nb.dialog import load_dialogs
+        return load_dialogs(cfg, corpus, rebuild, progress)
+    documents = Documents(corpus)
     tok = corpus_tokenizer(cfg, documents, rebuild, progress)
     key = digest([corpus_key(documents.corpus), tokenizer_key(tok)])
     name = re.sub(r"\W+", "-", Path(cfg.corpus).name.split(".")[0]).strip("-") or "corpus"

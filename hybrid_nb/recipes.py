@@ -107,6 +107,12 @@ add_recipe("context/overwrite-6", _context | dict(depth=6, update="overwrite"), 
 add_recipe("context/reconstruct-6", _context | dict(depth=6, reconstruction_weight=.1), phase="update rule")
 add_recipe("context/advanced", _context | dict(depth=12, context_dim=512, learning_rate=4e-4), phase="size", published=dict(parameters=4.84e6));
 
+# %% ../nbs/09_recipes.ipynb #7d33c453
+_dialog = dict(length=512, batch_size=32, learning_rate=1e-4, warmup_steps=.03, weight_decay=.01, precision="fp16", on_bad_line="skip", eval_every=100, eval_batches=0, recall_documents=0,
+               checkpoint_every=400)
+add_recipe("dialog/dolly", _dialog | dict(corpus="dolly", steps=1270), phase="tuning", remark="three passes; give start, the checkpoint of a trained model")
+add_recipe("dialog/alpaca-ja", _dialog | dict(corpus="alpaca-ja", steps=2930), phase="tuning", remark="two passes; give start, the checkpoint of a model trained on Japanese");
+
 # %% ../nbs/09_recipes.ipynb #7aff2554
 def recipe(name: str # group/label, or group/pattern
           ) -> Recipe:

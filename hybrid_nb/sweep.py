@@ -122,7 +122,7 @@ def format_settings(knobs: dict) -> list: # of texts
     plain = lambda k, v: isinstance(v, str) and parse_settings([f"{k}={v}"]) == {k: v}
     return [f"{k}={v if plain(k, v) else json.dumps(v)}" for k, v in knobs.items()]
 
-# %% ../nbs/10_sweep.ipynb #d18c5c6e
+# %% ../nbs/10_sweep.ipynb #dd082238
 reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
@@ -147,8 +147,8 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     if patterns and recipes: raise ValueError(f"patterns {' '.join(patterns)!r}: recipes have their own; leave one of the two out")
     models = {p: dict(pattern=p) | knobs for p in patterns} | {r.label: r.check(**knobs).settings | knobs for r in recipes or []}
     if debug:
-        from hybrid_nb.recipes import debug_settings
-        models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
+        from hybrid_nb.train import debug_knobs
+        models = {label: debug_knobs(settings) | knobs for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan

@@ -1,0 +1,146 @@
+"Tuning on dialogs: from a checkpoint of either family, by command, over several processes, killed and continued, in Japanese."
+import json, os, runpy, shutil, subprocess, sys, warnings
+from pathlib import Path
+import pytest, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from hybrid_nb.dialog import CharacterStreamer, TEMPLATE, answer, conversation, demo_rows, read_example, render, user_turn
+from hybrid_nb.train import checkpoints, train_run
+
+SCRIPT = "from hybrid_nb.train import hybrid_train\nhybrid_train()\n"
+FAMILIES = dict(hybrid=dict(pattern="AM", hidden_size=64, num_attention_heads=2, state_size=4), context=dict(family="context", depth=2, context_dim=64, embedding_size=32, network_size=64))
+TINY = dict(length=96, vocab_size=512, batch_size=12, learning_rate=4e-3, eval_every=20, eval_batches=0, log_every=5, recall_documents=0, checkpoint_every=0, threads=1, dropout=0.)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A folder with the toy corpus as a file, and a checkpoint of each family, trained on something else."
+    folder = tmp_path_factory.mktemp("lab")
+    (folder/"chat.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in demo_rows()), encoding="utf-8")
+    lines = [f"{user_turn(read_example(r))} {read_example(r)['response']} " * 3 for r in demo_rows()]
+    (folder/"text.jsonl").write_text("".join(json.dumps(dict(text=t), ensure_ascii=False) + "\n" for t in lines), encoding="utf-8")
+    (folder/"hybrid_train").write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv("HYBRID_NB_CACHE", str(folder/"cache"))
+        mp.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
+        mp.setenv("OMP_NUM_THREADS", "1")
+        mp.chdir(folder)
+        threads = torch.get_num_threads()
+        for name, model in FAMILIES.items(): train_run(name=name, study="base", corpus="text.jsonl", progress=False, **TINY | model | dict(steps=20, length=32))
+        yield folder
+        torch.set_num_threads(threads)
+
+
+def base(family): return str(checkpoints(Path("runs")/"base"/family)[-1])
+def read_json(path): return json.loads(Path(path).read_text())
+def lines(run): return [{k: v for k, v in json.loads(l).items() if k not in ("time", "tokens_per_second")} for l in (run/"metrics.jsonl").read_text().splitlines()]
+def flags(**kw): return [x for k, v in (TINY | dict(quiet=True) | kw).items() for x in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+
+
+def command(capsys, **kw):
+    "The command in this process: exit code and what it wrote to standard error."
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(sys, "argv", ["hybrid_train", *flags(**{k: v for k, v in kw.items()})])
+        try: runpy.run_path("hybrid_train", run_name="__main__"); code = 0
+        except SystemExit as e: code = e.code
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family, steps, learned", [("hybrid", 250, True), ("context", 20, False)])
+def test_tuned_from_a_checkpoint(lab, family, steps, learned):
+    "The checkpoint says which model it is; its tokenizer stays; a hybrid one gives the answers it was taught, in both languages, in whole characters."
+    warnings.simplefilter("ignore")
+    s = train_run(name=f"tuned-{family}", corpus="chat.jsonl", dialog=True, start=base(family), progress=False, **{k: v for k, v in TINY.items() if k != "vocab_size"} | dict(steps=steps))
+    run = Path("runs")/"default"/f"tuned-{family}"
+    config, before = read_json(run/"config.json"), read_json(Path("runs")/"base"/family/"config.json")
+    assert config["model"] == before["model"] and config["data"]["tokenizer"] == base(family) and s["train_loss"] < .7 * lines(run)[0]["train_loss"]
+    tok = AutoTokenizer.from_pretrained(checkpoints(run)[-1])
+    assert tok.chat_template == TEMPLATE and tok.get_vocab() == AutoTokenizer.from_pretrained(base(family)).get_vocab()
+    if not learned: return
+    model = AutoModelForCausalLM.from_pretrained(checkpoints(run)[-1]).eval()
+    from hybrid_nb.data import DataConfig, resolve_corpus
+    from hybrid_nb.dialog import Dialogs
+    taught = [d for d in Dialogs(resolve_corpus(DataConfig(corpus="chat.jsonl", dialog=True))) if not d["val"]]
+    for part in "capital", "首都", "colour", "何色":
+        d, pieces = next(d for d in taught if part in d["instruction"]), []
+        assert answer(model, tok, d["instruction"], d["context"], 60, CharacterStreamer(tok, lambda t, end: pieces.append(t))) == d["response"]
+        assert "".join(pieces) == d["response"] and not any("\ufffd" in p for p in pieces) and len([p for p in pieces if p]) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_begins_with_the_weights(lab, family):
+    "At a rate of nearly nothing, the weights are still those of the checkpoint."
+    warnings.simplefilter("ignore")
+    train_run(name=f"still-{family}", corpus="chat.jsonl", dialog=True, start=base(family), progress=False, **{k: v for k, v in TINY.items() if k != "vocab_size"} | dict(steps=1, learning_rate=1e-9, warmup_steps=0))
+    a, b = (load_file(Path(f)/"model.safetensors") for f in (base(family), checkpoints(Path("runs")/"default"/f"still-{family}")[-1]))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_training_renders_as_the_template_does(lab):
+    "What a run has on disk for training is, token by token, what the tokenizer in its checkpoint renders."
+    from hybrid_nb.data import DataConfig, load_data
+    data = load_data(DataConfig(corpus="chat.jsonl", dialog=True, length=200, tokenizer=base("hybrid")), progress=False)
+    tok = AutoTokenizer.from_pretrained(base("hybrid")); tok.chat_template = TEMPLATE
+    by_row = [read_example(r) for r in demo_rows()]
+    for side in data.train, data.val:
+        for i, row in enumerate(side.records["row"]):
+            ids, n = side[i]
+            assert ids.tolist() == tok.apply_chat_template(conversation(user_turn(by_row[row]), by_row[row]["response"]), return_dict=False)
+            assert ids[:n].tolist() == render(tok, user_turn(by_row[row])) and tok.decode(ids[n:]) == by_row[row]["response"] + tok.eos_token
+    assert data.train.n_documents + data.val.n_documents == 40
+
+
+@pytest.mark.parametrize("name, n, extra", [("two", 2, {}), ("four", 4, dict(accumulation=2))])
+def test_many_processes(lab, capsys, name, n, extra):
+    "The same run on 1, 2 and 4 processes: batches, targets and losses; what several began from a checkpoint since deleted, one continues."
+    kept = Path(shutil.copytree(base("hybrid"), lab/f"start-{name}"))
+    settings = {k: v for k, v in dict(corpus="chat.jsonl", dialog=True, start=f"start-{name}", steps=8, batch_size=8, log_every=1, eval_every=4, checkpoint_every=4, vocab_size=2048).items()}
+    if name == "two" or not (Path("runs")/"default"/"alone-four").exists(): assert command(capsys, **settings, name=f"alone-{name}") == (0, "")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--"]
+    r = subprocess.run([*launch, "hybrid_train", *flags(**settings | extra, name=name)], capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stderr
+    want, got = (Path("runs")/"default"/k for k in (f"alone-{name}", name))
+    def alike():
+        assert len(lines(got)) == len(lines(want)) == 8
+        for a, b in zip(lines(want), lines(got)): assert a.keys() == b.keys() and a["tokens"] == b["tokens"] and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
+        a, b = (read_json(r/"summary.json") for r in (want, got))
+        assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ("final_val_loss", "val_accuracy", "bits_per_byte", "tokens_seen"))
+    alike()
+    shutil.rmtree(kept)
+    (got/"summary.json").unlink()
+    shutil.rmtree(got/"checkpoints"/"step_00000008")
+    assert command(capsys, **settings | extra, name=name)[0] == 0
+    alike()
+
+
+@pytest.mark.parametrize("kw, message", [
+    (dict(start="nowhere"), "start 'nowhere': no such folder"), (dict(start="runs"), "start 'runs': not a checkpoint"), (dict(start="runs/base/hybrid"), "a run, not a checkpoint (its newest is runs/base/hybrid/checkpoints/step_"),
+    (dict(start="BASE", hidden_size=32), "hidden_size 32: the checkpoint that the run starts from has 64; leave it out"), (dict(start="BASE", family="context"), "family 'context': the checkpoint"),
+    (dict(start="BASE", depth=3), "depth 3: not a setting of the family 'hybrid'"), (dict(corpus="bad.jsonl"), "bad.jsonl, line 2: not valid JSON"), (dict(corpus="empty.jsonl"), "empty.jsonl, line 3: field 'response' is empty"),
+    (dict(eval_lengths="2"), "eval_lengths '2': the examples of a dialog corpus"), (dict(on_bad_line="pass"), "on_bad_line 'pass': must be stop or skip"), (dict(length=9), "length: a window leaves")])
+def test_bad_arguments(lab, capsys, kw, message):
+    good = [json.dumps(r) for r in demo_rows()]
+    (lab/"bad.jsonl").write_text("\n".join([good[0], good[1][:20], *good[2:]]))
+    (lab/"empty.jsonl").write_text("\n".join([*good[:2], json.dumps(demo_rows()[2] | dict(response="")), *good[3:]]))
+    if kw.get("start") == "BASE": kw = kw | dict(start=base("hybrid"))
+    code, error = command(capsys, **dict(corpus="chat.jsonl", dialog=True, name="bad", steps=2, vocab_size=2048) | kw)
+    assert code == 2 and "Traceback" not in error and len([l for l in error.splitlines() if not l.startswith("warning:")]) == 1, error
+    assert message in error
+
+
+def test_bad_lines_are_left_out(lab, capsys):
+    (lab/"some.jsonl").write_text((lab/"chat.jsonl").read_text() + '{"instruction": "cut\n')
+    with pytest.warns(UserWarning, match="1 bad rows left out, the first: .*some.jsonl, line 41: not valid JSON"):
+        s = train_run("A", name="skips", corpus="some.jsonl", dialog=True, on_bad_line="skip", progress=False, **TINY | dict(steps=2, hidden_size=32, num_attention_heads=2))
+    assert read_json(Path("runs")/"default"/"skips"/"config.json")["corpus"]["skipped"] == 1 and s["steps"] == 2
+
+
+@pytest.mark.parametrize("name", ["dialog/dolly", "dialog/alpaca-ja"])
+@pytest.mark.parametrize("start", [None, "hybrid", "context"])
+def test_recipes_in_small(lab, name, start):
+    "Without a network: the toy corpus, a fresh model or that of the checkpoint."
+    warnings.simplefilter("ignore")
+    s = train_run(recipe=name, debug=True, name=f"{start}", progress=False, threads=1, **dict(start=base(start)) if start else {})
+    config = read_json(Path("runs")/"dialog-debug"/f"{start}"/"config.json") if name.endswith("dolly") else None
+    if config: assert config["data"]["corpus"] == "chat-demo" and s["steps"] == 12 and config["model"]["model_type"] == dict(context="hybrid_nb_context").get(start, "hybrid_nb")
+    shutil.rmtree(Path("runs")/"dialog-debug")
