@@ -1,13 +1,13 @@
 "Tuning on dialogs: from a checkpoint of either family, by command, over several processes, killed and continued, in Japanese."
-import json, os, runpy, shutil, subprocess, sys, warnings
+import json, runpy, shutil, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from hybrid_nb.dialog import CharacterStreamer, TEMPLATE, answer, conversation, demo_rows, read_example, render, user_turn
 from hybrid_nb.train import checkpoints, train_run
+from lab import lab_in
 
-SCRIPT = "from hybrid_nb.train import hybrid_train\nhybrid_train()\n"
 FAMILIES = dict(hybrid=dict(pattern="AM", hidden_size=64, num_attention_heads=2, state_size=4), context=dict(family="context", depth=2, context_dim=64, embedding_size=32, network_size=64))
 TINY = dict(length=96, vocab_size=512, batch_size=12, learning_rate=4e-3, eval_every=20, eval_batches=0, log_every=5, recall_documents=0, checkpoint_every=0, threads=1, dropout=0.)
 
@@ -19,16 +19,9 @@ def lab(tmp_path_factory):
     (folder/"chat.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in demo_rows()), encoding="utf-8")
     lines = [f"{user_turn(read_example(r))} {read_example(r)['response']} " * 3 for r in demo_rows()]
     (folder/"text.jsonl").write_text("".join(json.dumps(dict(text=t), ensure_ascii=False) + "\n" for t in lines), encoding="utf-8")
-    (folder/"hybrid_train").write_text(SCRIPT)
-    with pytest.MonkeyPatch.context() as mp:
-        mp.setenv("HYBRID_NB_CACHE", str(folder/"cache"))
-        mp.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
-        mp.setenv("OMP_NUM_THREADS", "1")
-        mp.chdir(folder)
-        threads = torch.get_num_threads()
+    with lab_in(folder):
         for name, model in FAMILIES.items(): train_run(name=name, study="base", corpus="text.jsonl", progress=False, **TINY | model | dict(steps=20, length=32))
         yield folder
-        torch.set_num_threads(threads)
 
 
 def base(family): return str(checkpoints(Path("runs")/"base"/family)[-1])

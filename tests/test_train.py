@@ -1,10 +1,10 @@
 "Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
-import json, os, random, runpy, shutil, signal, socket, subprocess, sys, time
+import json, random, runpy, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import nbclient, nbformat, pytest, torch
 from safetensors.torch import load_file
+from lab import SCRIPT, lab_in
 
-SCRIPT = "from hybrid_nb.train import hybrid_train\nhybrid_train()\n" # what the installed console script does
 TINY = dict(hidden_size=32, num_attention_heads=2, state_size=4, vocab_size=280, length=32, batch_size=4, learning_rate=3e-3,
             eval_every=10, eval_batches=2, log_every=3, recall_documents=0, threads=1)
 
@@ -16,15 +16,7 @@ def lab(tmp_path_factory):
     def sentence(): return " ".join(rng.choice("the a red old cat dog house river saw left near under".split()) for _ in range(9)).capitalize() + "."
     rows = [json.dumps(dict(text=" ".join(sentence() for _ in range(12)))) for _ in range(80)]
     (folder/"corpus.jsonl").write_text("\n".join(rows) + "\n")
-    (folder/"hybrid_train").write_text(SCRIPT)
-    with pytest.MonkeyPatch.context() as mp:
-        mp.setenv("HYBRID_NB_CACHE", str(folder/"cache"))
-        mp.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
-        mp.setenv("OMP_NUM_THREADS", "1")
-        mp.chdir(folder)
-        threads = torch.get_num_threads()
-        yield folder
-        torch.set_num_threads(threads)
+    with lab_in(folder): yield folder
 
 def flags(**kw): return [x for k, v in (TINY | dict(corpus="corpus.jsonl", quiet=True) | kw).items() if v is not False for x in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
 
