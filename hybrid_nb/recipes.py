@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 import torch
 from tqdm.auto import tqdm
+from .data import corpora
 from .cost import number_of_parameters, training_flops, training_memory
 from .patterns import find_pattern, named_patterns, parse_pattern
 from .train import DataConfig, TrainConfig, config_fields, families, split_knobs
@@ -160,10 +161,15 @@ def debug_settings(settings: dict) -> dict:
             if now is None and f.name in ("q_lora_rank", "v_head_dim", "intermediate_size"): continue
             out[f.name] = small[f.name] if now is None else min(now, small[f.name])
     if settings.get("warmup_steps", .1) >= 1: out["warmup_steps"] = .1
-    if settings.get("checkpoint_every") == 0: out["checkpoint_every"] = 0
-    if not settings.get("files") and not any(c in settings.get("corpus", "world") for c in "./*"): out["corpus"] = "world"
+    corpus = settings.get("corpus", "world")
+    dialog = corpus in corpora and corpora[corpus].dialog
+    if dialog: out["length"] = min(settings.get("length", 96), 96) # room for the turns
+    if not settings.get("files") and not any(c in corpus for c in "./*"): out["corpus"] = "chat-demo" if dialog else "world"
     if settings.get("tokenizer", "bpe") not in ("bpe", "word"): out["tokenizer"] = "bpe"
     if settings.get("precision") == "fp16" and not torch.accelerator.is_available(): out["precision"] = "fp32"
+    if settings.get("start"): # the model is the checkpoint's
+        model = {f.name for cls in families.values() for f in config_fields(cls)}
+        out = {k: v for k, v in out.items() if k in settings or k not in model}
     return out
 
 # %% ../nbs/09_recipes.ipynb #7577c9af

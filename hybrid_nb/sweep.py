@@ -7,7 +7,7 @@ __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
            'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'devices',
            'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local', 'duration', 'Progress',
-           'run_all', 'make_engine', 'sweep', 'distinct', 'status_table', 'hybrid_sweep']
+           'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
 # %% ../nbs/10_sweep.ipynb #25710952
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
@@ -147,8 +147,8 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     if patterns and recipes: raise ValueError(f"patterns {' '.join(patterns)!r}: recipes have their own; leave one of the two out")
     models = {p: dict(pattern=p) | knobs for p in patterns} | {r.label: r.check(**knobs).settings | knobs for r in recipes or []}
     if debug:
-        from hybrid_nb.train import debug_knobs
-        models = {label: debug_knobs(settings) | knobs for label, settings in models.items()}
+        from hybrid_nb.recipes import debug_settings
+        models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
@@ -436,16 +436,9 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
         if n:
             if progress: print(f"{study}: {n} of {len(plan)} runs to do, {engine}", file=sys.stderr, flush=True)
             warn_patience(plan[0]["config"][2])
-            for data in distinct(r["config"][1] for r in plan): load_data(data, progress=progress)  # once, so that the runs only open it
+            for data in {str(r["config"][1]): r["config"][1] for r in plan}.values(): load_data(data, progress=progress)  # once, so that the runs only open it
         run_all(plan, parameters, template, engine, Progress(study, plan, progress and n > 0))
     return status_table(plan)
-
-def distinct(values) -> list:
-    "Each value once, in order."
-    found = []
-    for v in values:
-        if v not in found: found.append(v)
-    return found
 
 # %% ../nbs/10_sweep.ipynb #bab92c6a
 def status_table(plan):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs', 'TrainConfig', 'check_config', 'warmup',
-           'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows', 'evaluate',
-           'perplexity', 'loss_by_position', 'length_table', 'recalled', 'recall_table', 'MetricsFile',
-           'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
-           'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest', 'check_start', 'load_start',
-           'keep_start', 'start_model', 'start_data', 'readable', 'Preempted', 'heed_signals', 'peak_memory',
-           'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes',
-           'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of',
-           'check_type', 'split_knobs', 'train_run', 'debug_knobs', 'device_preset', 'check_depth', 'Setting',
+           'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
+           'shared_batches', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled', 'recall_table',
+           'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs',
+           'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest', 'load_weights',
+           'check_start', 'keep_start', 'start_model', 'start_data', 'readable', 'Preempted', 'heed_signals',
+           'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths',
+           'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields',
+           'types_of', 'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting',
            'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
 # %% ../nbs/08_train.ipynb #72b13538
@@ -44,7 +44,7 @@ from transformers.utils import logging as hf_logging
 
 from .context import ContextConfig
 from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
-from .data import corpora, DataConfig, load_data
+from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
@@ -204,6 +204,13 @@ def eval_windows(n: int, # windows in the validation set
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
 # %% ../nbs/08_train.ipynb #1e2301c7
+def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
+    "The validation batches of this process."
+    rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
+    for k in range(rank, -(-len(windows) // ranks) * ranks, ranks):
+        x, y = data.val_batch(*windows[min(k, len(windows) - 1)])
+        yield x, y if k < len(windows) else torch.full_like(y, -100) # counts nothing, but every process calls the model equally often
+
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
              windows: list, # from `eval_windows`
@@ -212,17 +219,14 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
             ) -> dict: # val_loss (nats a token), val_perplexity, val_accuracy, bits_per_byte
     "Measure the model on validation windows."
     training, parts = objective.training, []
-    rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
     objective.eval()
-    for k in range(rank, -(-len(windows) // ranks) * ranks, ranks):
-        x, y = data.val_batch(*windows[min(k, len(windows) - 1)])
-        if k >= len(windows): y = torch.full_like(y, -100) # counts nothing, but every process calls the model equally often
+    for x, y in shared_batches(data, windows, acc):
         loss, right = objective(x.to(device), y.to(device))
         parts.append(torch.stack([loss.float(), right.float(), (y != -100).sum().float().to(loss.device)]))
         if bar is not None: bar.update()
     objective.train(training)
     total = torch.stack(parts).cpu().double().sum(0) # waits for the device only here
-    nats, right, count = (acc.reduce(total.to(device), "sum") if ranks > 1 else total).tolist()
+    nats, right, count = (acc.reduce(total.to(device), "sum") if acc and acc.num_processes > 1 else total).tolist()
     nats, right = nats / count, right / count
     return dict(val_loss=nats, val_perplexity=perplexity(nats), val_accuracy=right,
                 bits_per_byte=(nats / math.log(2) * data.val_targets + data.unknown_bits) / data.val.n_bytes)
@@ -239,14 +243,12 @@ def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
     "The mean loss at each position of windows of a length."
     longer = type(data)(replace(data.cfg, length=length, stride=1.), data.tokenizer, data.folder)
     windows = eval_windows((len(data.val) - 1) // length, rows, max(1, tokens // (length * rows))) # whole ones only
-    rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
     objective.eval()
     total = torch.zeros(2, length, dtype=torch.float64)
-    for k in range(rank, -(-len(windows) // ranks) * ranks, ranks):
-        x, y = longer.val_batch(*windows[min(k, len(windows) - 1)])
+    for x, y in shared_batches(longer, windows, acc):
         nats = objective(x.to(device), y.to(device), each=True).cpu().double()
-        if k < len(windows): total += torch.stack([nats.sum(0), (y != -100).sum(0)])
-    if ranks > 1: total = acc.reduce(total.float().to(device), "sum").cpu().double()
+        total += torch.stack([nats.sum(0), (y != -100).sum(0)])
+    if acc and acc.num_processes > 1: total = acc.reduce(total.float().to(device), "sum").cpu().double()
     return total[0] / total[1]
 
 def length_table(nats: Tensor # (length,) from `loss_by_position`
@@ -409,7 +411,7 @@ class Trainer:
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
         saved = load_newest(self.dir, self.model)
-        if cfg.start and not saved: load_start(cfg.start, self.model)
+        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model)
         self.prepare()
         if saved: self.restore(saved)
         if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
@@ -626,9 +628,13 @@ def load_newest(run_dir, model) -> Path|None: # its folder
         if wrong := damage(folder):
             warnings.warn(f"checkpoint {folder}: {wrong}; the one before it is used", stacklevel=2)
             continue
-        with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-        model.load_state_dict(weights) # those parameters themselves have lost their `_no_weight_decay`
+        load_weights(folder, model)
         return folder
+
+def load_weights(folder, model):
+    "Load the weights of a checkpoint into `model`, whose own parameters bear the mark `_no_weight_decay`."
+    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    model.load_state_dict(weights)
 
 @patch
 def restore(self: Trainer, folder):
@@ -654,11 +660,6 @@ def check_start(start, # the setting
     kind = read_json(start/"config.json").get("model_type")
     if kind not in (accepted := [cls.model_type for cls in families.values()]): no(f"a model of type {kind!r} (accepted: {', '.join(accepted)})")
     return start
-
-def load_start(start, model):
-    "Load the weights a run begins with into `model`."
-    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(check_start(start)).state_dict()
-    model.load_state_dict(weights)
 
 def keep_start(folder: Path, run_dir):
     "Copy settings and tokenizer of a checkpoint to `run_dir`/start, to be complete or absent."
@@ -1032,7 +1033,7 @@ def train_run(pattern: str|None = None, # one letter a block
         found = recipes.recipe(recipe).check(pattern=pattern, **knobs) if recipe else None
         settings = found.settings if found else {}
         if found: study, label = study or found.group + "-debug"*debug, found.label
-        knobs = (debug_knobs(settings | knobs) if debug else settings) | knobs
+        knobs = (recipes.debug_settings(settings | knobs) if debug else settings) | knobs
     if pattern is not None and not recipe: knobs["pattern"] = pattern
     if preset: knobs |= device_preset(preset, given)
     known = name or recipe and f"{label}-s{knobs.get('seed', 0)}" # without a name, it takes the model to know it
@@ -1043,16 +1044,6 @@ def train_run(pattern: str|None = None, # one letter a block
         if v in ("", ".", "..") or set(v) & set('/\\\0'): raise ValueError(f"{k} {v!r}: must do as the name of a folder")
     check_depth(name, model_config)
     return train(model_config, data_config, train_config, Path(runs)/study/name, name, study, resume, rebuild_cache, progress)
-
-def debug_knobs(settings: dict) -> dict:
-    "`debug_settings` of the recipes notebook, for dialogs and for runs that start from a checkpoint: the toy corpus, the checkpoint's model."
-    from hybrid_nb.recipes import debug_settings
-    out, declared = debug_settings(settings), corpora.get(settings.get("corpus", "world"))
-    if declared and declared.dialog:
-        if not settings.get("files"): out["corpus"] = "chat-demo"
-        out["length"] = min(settings.get("length", 96), 96) # room for the turns of a dialog
-    if settings.get("start"): out = {k: v for k, v in out.items() if k in settings or not any(k == f.name for c in families.values() for f in config_fields(c))}
-    return out
 
 def device_preset(device: str, # as in `hybrid_nb.rules.presets`, or auto: the one at hand
                   given: dict # settings that stay
