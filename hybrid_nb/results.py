@@ -281,7 +281,7 @@ def recipe_of(parameters: dict # of an executed notebook
     from hybrid_nb.recipes import recipes
     label = re.sub(r"-s\d+$", "", parameters.get("name") or "")
     same = lambda r: all(parameters.get(k) == r.settings.get(k) for k in ("family", "pattern", "depth"))
-    return next((r for r in recipes.values() if r.label == label and same(r)), None)
+    return next((r for r in recipes.values() if label in (r.label, f"{r.group}-{r.label}") and same(r)), None)
 
 # %% ../nbs/11_results.ipynb #2e339244
 def sweep_command(runs # as from `load_runs`

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 'last_metrics', 'read_summary', 'run_state',
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
-           'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'devices',
-           'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local', 'duration', 'Progress',
-           'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
+           'recipe_labels', 'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent',
+           'end_children', 'devices', 'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local',
+           'duration', 'Progress', 'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
 # %% ../nbs/10_sweep.ipynb #25710952
+from collections import Counter
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from contextlib import closing
 from itertools import islice
@@ -145,13 +146,19 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     patterns = list(dict.fromkeys(find_pattern(p) for p in (patterns.split() if isinstance(patterns, str) else patterns or [])))
     if not patterns and not recipes: raise ValueError(f"study {study!r}: name the patterns")
     if patterns and recipes: raise ValueError(f"patterns {' '.join(patterns)!r}: recipes have their own; leave one of the two out")
-    models = {p: dict(pattern=p) | knobs for p in patterns} | {r.label: r.check(**knobs).settings | knobs for r in recipes or []}
+    models = {p: dict(pattern=p) | knobs for p in patterns} | {label: r.check(**knobs).settings | knobs for label, r in recipe_labels(recipes or []).items()}
     if debug:
         from hybrid_nb.recipes import debug_settings
         models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
+
+def recipe_labels(recipes) -> dict: # label: recipe
+    "What the runs of recipes are called: with the group in front where two groups share a name."
+    recipes = {r.name: r for r in recipes}.values()
+    count = Counter(r.label for r in recipes)
+    return {r.label if count[r.label] == 1 else f"{r.group}-{r.label}": r for r in recipes}
 
 def plugin_list(plugins): return plugins.split() if isinstance(plugins, str) else list(plugins or [])
 
