@@ -8,13 +8,14 @@ __all__ = ['ContextConfig', 'check_context', 'ContextBlock', 'LoopWeights', 'Loo
            'ContextModel', 'ContextForCausalLM', 'build_word_tokenizer', 'SpellingModel', 'word_perplexities',
            'expand_context']
 
-# %% ../nbs/05_context.ipynb #fc2ec392
+# %% ../nbs/05_context.ipynb #0aa4d418
 import math, os, threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .loss import linear_cross_entropy
 
-# %% ../nbs/05_context.ipynb #a7888b4b
+# %% ../nbs/05_context.ipynb #801681f5
 class ContextConfig(PreTrainedConfig):
     "Everything that determines a context-vector model but its weights."
     model_type, attribute_map = "hybrid_nb_context", {"hidden_size": "network_size"} # the name other tools look for
@@ -57,6 +58,13 @@ class ContextConfig(PreTrainedConfig):
     def num_hidden_layers(self): return self.depth
     @property
     def pattern(self): return "C" * self.depth # what the trainer writes down for it
+
+    def save_pretrained(self, save_directory, **kwargs):
+        "Also write the code that others need to load the model."
+        if self._auto_class is None: # or this is that code, which transformers copies itself
+            classes = dict(AutoConfig="ContextConfig", AutoModel="ContextModel", AutoModelForCausalLM="ContextForCausalLM")
+            self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "context", classes)
+        super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/05_context.ipynb #c0b699e4
 def check_context(c):

@@ -9,10 +9,11 @@ __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'reg
            'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe', 'from_mamba', 'from_mamba2',
            'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #9df2c4e5
+# %% ../nbs/04_model.ipynb #0cb3ebbb
 import math
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 import torch
 from fastcore.script import Param
 from torch import nn, Tensor
@@ -91,7 +92,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x, **context): return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
-# %% ../nbs/04_model.ipynb #62a538b5
+# %% ../nbs/04_model.ipynb #5f2814bb
 class HybridConfig(PreTrainedConfig):
     "Everything that determines a model but its weights."
     model_type = "hybrid_nb"
@@ -152,6 +153,14 @@ class HybridConfig(PreTrainedConfig):
     @property
     def layer_types(self): # transformers makes the cache from this list; "moe" is its word for a layer without one
         return ["moe" if (kind := mixers[letter].cache) in ("none", None) else kind for letter in self.pattern]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        "Also write the code that others need to load the model."
+        if self._auto_class is None: # or this is that code, which transformers copies itself
+            own = sorted({letter for letter in self.pattern if mixers[letter].make.__module__ != __name__})
+            classes = dict(AutoConfig="HybridConfig", AutoModel="HybridModel", AutoModelForCausalLM="HybridForCausalLM")
+            self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "model", classes, missing=", ".join(own))
+        super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/04_model.ipynb #aad24101
 def check_config(c):
