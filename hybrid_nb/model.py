@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'register', 'rope_scaling', 'attention',
            'window_attention', 'latent_attention', 'mamba', 'mamba2', 'gated_convolution', 'GatedMLP', 'HybridConfig',
-           'check_config', 'Block', 'HybridPreTrainedModel', 'HybridCache', 'HybridModel', 'uncached',
+           'check_config', 'Block', 'HybridPreTrainedModel', 'RecurrentLayer', 'HybridCache', 'HybridModel', 'uncached',
            'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe', 'from_mamba', 'from_mamba2',
            'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #0cb3ebbb
+# %% ../nbs/04_model.ipynb #8281ddb1
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from fastcore.script import Param
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -241,11 +242,33 @@ class HybridPreTrainedModel(PreTrainedModel):
         elif hasattr(module, "reset_parameters"): module.reset_parameters()
         if getattr(module, "bias", None) is not None and isinstance(module, (nn.Linear, nn.LayerNorm)): nn.init.zeros_(module.bias)
 
-# %% ../nbs/04_model.ipynb #a6354200
+# %% ../nbs/04_model.ipynb #5cc26546
+class RecurrentLayer(LinearAttentionLayer):
+    "What a recurrent mixer carries on: the last inputs of its convolution, and its state."
+    past = None # the state after each of the last tokens
+
+    @property
+    def is_croppable(self): return True
+
+    def update_recurrent_state(self, recurrent_states, state_idx=0, past=None, **kwargs):
+        self.past = past
+        return super().update_recurrent_state(recurrent_states, state_idx)
+
+    def crop(self, tokens_to_remove):
+        n = abs(tokens_to_remove)
+        if n and self.is_recurrent_states_initialized[0]:
+            if self.past is None: raise ValueError("a mixer of this pattern keeps no earlier states (it must use `update_state`): generate without a draft")
+            if n >= len(self.past): raise ValueError(f"draft: {n} tokens to take back, at most {len(self.past) - 1}")
+            self.recurrent_states[0].copy_(self.past[-1-n])
+        self.past = None
+        super().crop(-n)
+
+# %% ../nbs/04_model.ipynb #5c6f6601
 class HybridCache(DynamicCache):
     "The cache of a pattern: keys and values for attention, a state of fixed size for recurrent mixers."
     def __init__(self, config):
         super().__init__(config=config)
+        self.layers = [RecurrentLayer() if isinstance(layer, LinearAttentionLayer) else layer for layer in self.layers]
         self.attends, self.seen = any("attention" in kind and kind != "linear_attention" for kind in config.layer_types), 0
 
     def get_seq_length(self, layer_idx=0): return super().get_seq_length(layer_idx) if self.attends else self.seen
@@ -254,7 +277,38 @@ class HybridCache(DynamicCache):
         super().reset()
         self.seen = 0
 
-# %% ../nbs/04_model.ipynb #e6f7adf7
+    def crop(self, tokens_to_remove):
+        super().crop(tokens_to_remove)
+        self.seen -= abs(tokens_to_remove)
+
+    def settle(self):
+        "End the recording of the past."
+        if any(getattr(layer, "record_past", False) for layer in self.layers): self.crop(0)
+        for layer in self.layers:
+            if hasattr(layer, "record_past"): layer.record_past = False
+            if isinstance(layer, RecurrentLayer) and layer.conv_states[0] is not None:
+                short = layer.conv_kernel_size[0] - layer.conv_states[0].shape[-1]
+                layer.conv_states[0] = nn.functional.pad(layer.conv_states[0], (short, 0)).contiguous()
+
+    def tensors(self) -> dict:
+        "All that the cache holds, by name."
+        found = {"seen": torch.tensor([self.get_seq_length(), self.seen])}
+        for i, layer in enumerate(self.layers):
+            parts = dict(conv=layer.conv_states[0], state=layer.recurrent_states[0]) if isinstance(layer, RecurrentLayer) else dict(keys=layer.keys, values=layer.values)
+            found |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
+        return found
+
+    def load_tensors(self, found: dict):
+        "Fill a new cache with what `tensors` gave."
+        length, self.seen = found["seen"].tolist()
+        for i, layer in enumerate(self.layers):
+            have = {k.split(".")[1]: v for k, v in found.items() if k.startswith(f"{i}.")}
+            if "conv" in have: layer.update_conv_state(have["conv"])
+            if "state" in have: layer.update_recurrent_state(have["state"])
+            if "keys" in have: layer.update(have["keys"], have["values"])
+            if hasattr(layer, "cumulative_length"): layer.cumulative_length = length
+
+# %% ../nbs/04_model.ipynb #925eb8ef
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
     def __init__(self, config):
@@ -273,7 +327,9 @@ class HybridModel(HybridPreTrainedModel):
         make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
         masks = {kind: make[kind](**args) for kind in make if kind in self.kinds}
         padded = attention_mask is not None and attention_mask.ndim == 2
-        return masks, attention_mask[:, -x.shape[1]:] if padded else None
+        padding = attention_mask[:, -x.shape[1]:] if padded else None
+        if padded and x.device.type == "cpu" and not torch.compiler.is_compiling() and padding.all(): padding = None # on a GPU it would have to wait for the answer
+        return masks, padding
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kwargs):
         if (input_ids is None) == (inputs_embeds is None): raise ValueError("give either input_ids or inputs_embeds")
