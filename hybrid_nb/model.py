@@ -7,7 +7,7 @@ __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'reg
            'window_attention', 'latent_attention', 'mamba', 'mamba2', 'gated_convolution', 'GatedMLP', 'HybridConfig',
            'check_config', 'Block', 'HybridPreTrainedModel', 'RecurrentLayer', 'HybridCache', 'HybridModel', 'uncached',
            'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe', 'from_mamba', 'from_mamba2',
-           'hybrid_params']
+           'from_llama', 'hybrid_params']
 
 # %% ../nbs/04_model.ipynb #8281ddb1
 import math
@@ -429,37 +429,77 @@ def describe(model) -> str: # a HybridForCausalLM or a HybridConfig
     lines += [f"  {r['part']:28}" + (f"{r['count']:4} × {r['each']:>11,}" if r["count"] > 1 else " "*18) + f"{r['total']:>14,}" for r in rows]
     return "\n".join(lines)
 
-# %% ../nbs/04_model.ipynb #bef638b5
-def _from_backbone(path, model_class, letter, must, renamed):
-    "A model of pattern `letter…` with the weights of a Mamba or Mamba-2 checkpoint; `renamed` are its settings that have another name here."
-    theirs = path if isinstance(path, nn.Module) else model_class.from_pretrained(path)
-    c = theirs.config
-    for k, want in must(c).items():
-        if getattr(c, k) != want: raise ValueError(f"checkpoint {path if isinstance(path, str) else ''!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern {letter}")
-    same = ("vocab_size hidden_size conv_kernel expand time_step_min time_step_max time_step_floor use_conv_bias use_bias tie_word_embeddings "
-            "pad_token_id bos_token_id eos_token_id").split()
-    settings = {k: getattr(c, k) for k in same} | {ours: getattr(c, k) for ours, k in renamed.items()}
-    ours = HybridForCausalLM(HybridConfig(pattern=f"{letter}{c.num_hidden_layers}", norm="rmsnorm", norm_eps=c.layer_norm_epsilon, dropout=0.,
-                                          scale_embedding=False, **settings)).to(theirs.dtype)
-    rename = {"backbone.embeddings.": "model.embed_tokens.", "backbone.norm_f.": "model.norm.", "backbone.": "model."}
-    def ours_of(key): return next((key.replace(old, new, 1) for old, new in rename.items() if key.startswith(old)), key)
-    ours.load_state_dict({ours_of(k): v for k, v in theirs.state_dict().items()})
+# %% ../nbs/04_model.ipynb #0e2a3970
+def _need(c, must: dict, pattern: str):
+    "Refuse settings of another program's model that ours does not have."
+    for k, want in must.items():
+        if getattr(c, k) != want: raise ValueError(f"{c.model_type} model {c.name_or_path!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern {pattern}")
+
+def _copied(theirs, pattern: str, rename, eps: float, **settings) -> "HybridForCausalLM":
+    "Our model of `pattern` with the weights of another program's; `rename` turns their names to ours."
+    same = "vocab_size hidden_size tie_word_embeddings initializer_range pad_token_id bos_token_id eos_token_id".split()
+    settings = {k: getattr(theirs.config, k) for k in same} | settings
+    ours = HybridForCausalLM(HybridConfig(pattern=pattern, norm="rmsnorm", norm_eps=eps, dropout=0., scale_embedding=False, **settings)).to(theirs.dtype)
+    ours.load_state_dict({rename(k): v for k, v in theirs.state_dict().items()})
     return ours.eval()
 
-# %% ../nbs/04_model.ipynb #544004b2
+# %% ../nbs/04_model.ipynb #6cc78154
+def _from_backbone(theirs, letter, renamed):
+    "A model of pattern `letter…` with the weights of a Mamba or Mamba-2 model; `renamed` are its settings that have another name here."
+    c = theirs.config
+    settings = {k: getattr(c, k) for k in "conv_kernel expand time_step_min time_step_max time_step_floor use_conv_bias use_bias".split()}
+    rename = {"backbone.embeddings.": "model.embed_tokens.", "backbone.norm_f.": "model.norm.", "backbone.": "model."}
+    def ours_of(key): return next((key.replace(old, new, 1) for old, new in rename.items() if key.startswith(old)), key)
+    return _copied(theirs, f"{letter}{c.num_hidden_layers}", ours_of, c.layer_norm_epsilon, **settings | {ours: getattr(c, k) for ours, k in renamed.items()})
+
 def from_mamba(path # a folder or name that `MambaForCausalLM.from_pretrained` takes, or such a model
               ) -> HybridForCausalLM: # pattern `M…`, same logits
     "Load a checkpoint in transformers' Mamba format."
     from transformers import MambaForCausalLM
-    return _from_backbone(path, MambaForCausalLM, "M", lambda c: dict(hidden_act="silu", intermediate_size=c.expand * c.hidden_size),
-                          dict(state_size="state_size", time_step_rank="time_step_rank"))
+    theirs = path if isinstance(path, nn.Module) else MambaForCausalLM.from_pretrained(path)
+    _need(theirs.config, dict(hidden_act="silu", intermediate_size=theirs.config.expand * theirs.config.hidden_size), "M")
+    return _from_backbone(theirs, "M", dict(state_size="state_size", time_step_rank="time_step_rank"))
 
 def from_mamba2(path # a folder or name that `Mamba2ForCausalLM.from_pretrained` takes, or such a model
                ) -> HybridForCausalLM: # pattern `S…`, same logits
     "Load a checkpoint in transformers' Mamba-2 format."
     from transformers import Mamba2ForCausalLM
-    return _from_backbone(path, Mamba2ForCausalLM, "S", lambda c: dict(hidden_act="silu", time_step_limit=type(c.time_step_limit)((0., math.inf))),
-                          dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
+    theirs = path if isinstance(path, nn.Module) else Mamba2ForCausalLM.from_pretrained(path)
+    _need(theirs.config, dict(hidden_act="silu", time_step_limit=type(theirs.config.time_step_limit)((0., math.inf))), "S")
+    return _from_backbone(theirs, "S", dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
+
+# %% ../nbs/04_model.ipynb #94939180
+def _rope_of(c) -> dict: # our settings
+    "The rotary positions of a model in Llama's format."
+    given = {k: v for k, v in c.rope_parameters.items() if v is not None}
+    kind, theta, known = given.get("rope_type", "default"), given["rope_theta"], dict(beta_fast=32, beta_slow=1, truncate=True, partial_rotary_factor=1)
+    def no(k, v, accepted): raise ValueError(f"{c.model_type} model {c.name_or_path!r}: {k} {v!r} in rope_parameters, must be {accepted}")
+    if kind not in ("default", "linear", "yarn"): no("rope_type", kind, "default, linear or yarn")
+    for k, v in given.items():
+        if k not in ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings") and v != known.get(k): no(k, v, known.get(k, "left out"))
+    if kind == "default": return dict(rope_theta=theta)
+    scaled = dict(rope_theta=theta, rope_type=kind, rope_factor=float(given["factor"]))
+    return scaled | (dict(rope_original_length=given["original_max_position_embeddings"]) if kind == "yarn" else {})
+
+def _llama_name(key: str) -> str:
+    "Our name for a tensor of a model in Llama's format."
+    if not key.startswith("model.layers."): return key
+    i, rest = key.removeprefix("model.layers.").split(".", 1)
+    for old, at, new in ("input_layernorm", 0, "norm"), ("self_attn", 0, "mixer"), ("post_attention_layernorm", 1, "norm"), ("mlp", 1, "mixer"):
+        if rest.startswith(old + "."): return f"model.layers.{2*int(i) + at}.{rest.replace(old, new, 1)}"
+    return key
+
+# %% ../nbs/04_model.ipynb #972b8df3
+def from_llama(path # a folder or name that `AutoModelForCausalLM.from_pretrained` takes as a Llama or a Mistral, or such a model
+              ) -> HybridForCausalLM: # pattern `(AF)…`, or `(WF)…` with a window; same logits
+    "Load a checkpoint in transformers' Llama or Mistral format."
+    theirs = path if isinstance(path, nn.Module) else AutoModelForCausalLM.from_pretrained(path)
+    c, window = theirs.config, getattr(theirs.config, "sliding_window", None)
+    if c.model_type not in ("llama", "mistral"): raise ValueError(f"model {c.name_or_path!r}: of the kind {c.model_type!r}, must be llama or mistral to be a pattern (AF)")
+    _need(c, dict(hidden_act="silu", head_dim=c.hidden_size // c.num_attention_heads) | (dict(mlp_bias=False) if c.model_type == "llama" else {}), "(AF)")
+    settings = dict(num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads, intermediate_size=c.intermediate_size,
+                    attention_bias=getattr(c, "attention_bias", False)) | _rope_of(c) | (dict(sliding_window=window) if window else {})
+    return _copied(theirs, f"({'W' if window else 'A'}F){c.num_hidden_layers}", _llama_name, c.rms_norm_eps, **settings)
 
 # %% ../nbs/04_model.ipynb #5d88a936
 @command
