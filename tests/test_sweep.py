@@ -91,7 +91,7 @@ def test_killed_sweeps_leave_nothing_behind_and_go_on(tmp_path):
         code, out, err = finish(process)
         assert code == (1 if sig == signal.SIGTERM else -9)
         if sig == signal.SIGTERM: assert err.rstrip().endswith("hybrid_sweep: interrupted"), err
-        wait_for(lambda: not any(map(alive, family)), 5)
+        wait_for(lambda: not any(map(alive, family)), 30)
         reached, state = step(run), run_state(run)
         assert state["status"] == "interrupted" and reached < 1000
     m = load_metrics(run)
