@@ -96,7 +96,7 @@ def test_many_processes(lab, forks, capsys, name, n, extra):
     kept = Path(shutil.copytree(base("hybrid"), lab/f"start-{name}"))
     settings = {k: v for k, v in dict(corpus="chat.jsonl", dialog=True, start=f"start-{name}", steps=8, batch_size=8, log_every=1, eval_every=4, checkpoint_every=4, vocab_size=2048).items()}
     if name == "two" or not (Path("runs")/"default"/"alone-four").exists(): assert command(capsys, **settings, name=f"alone-{name}") == (0, "")
-    forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name))
+    for r in forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name)): assert r.returncode == 0, r.stderr
     want, got = (Path("runs")/"default"/k for k in (f"alone-{name}", name))
     def alike():
         assert len(lines(got)) == len(lines(want)) == 8

@@ -25,11 +25,11 @@ def start(script, tmp_path):
 def once(start):
     def once(*args):
         process = start("--once", *args)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
     return once
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "waited in vain"
@@ -100,7 +100,7 @@ def test_a_watch_in_a_pipe_ends_politely_and_leaves_a_log(tmp_path, runs, start,
         process = start("--every", ".1", "--log", name)
         wait_for(lambda: (tmp_path/name).exists() and (tmp_path/name).read_text().count("MAMAMAMA-s1") >= 3)
         process.send_signal(stop)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and err == "" and "\x1b" not in out, err
     assert len(re.findall(r"^[\dT:Z-]+ run demo/MAMAMAMA-s1  running  step 100/200 50%", out, re.M)) >= 3
     assert out.count(" runs 1 running, 6 finished, 1 interrupted\n") >= 3

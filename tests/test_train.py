@@ -154,9 +154,9 @@ def test_many_processes(lab, forks, name, n, extra):
     "The same run on 1, 2 and 4 processes, sharded too: the same losses, each validation window counted once."
     settings = dict(pattern="AMSG", steps=12, batch_size=8, dropout=0, log_every=1, eval_every=5, eval_batches=3, checkpoint_every=6, ssd_head_dim=16)
     assert command(*flags(**settings, name="alone")) == 0 # once: a finished run stays
-    forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name))
+    for r in forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name)): assert r.returncode == 0, r.stderr
     want, got = (lab/"runs"/"default"/k for k in ("alone", name))
-    assert len(lines(got)) == 12
+    assert len(lines(got)) == 12 and read_json(got/"config.json")["processes"] == n
     for a, b in zip(lines(want), lines(got)):
         assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
     a, b = (read_json(r/"summary.json") for r in (want, got))
@@ -193,10 +193,10 @@ def test_notebook_launcher(lab):
     assert read_json(got/"config.json")["processes"] == 2
     for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
 
-def test_batch_that_cannot_be_shared(lab):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    r = subprocess.run([*launch, "hybrid_train", *flags(pattern="A", name="odd", batch_size=5)], capture_output=True, text=True)
-    assert r.returncode != 0 and "hybrid_train: batch_size 5: must be a multiple of accumulation × processes, 1 × 2" in r.stderr
+def test_batch_that_cannot_be_shared(lab, forks):
+    done = forks.ranks(2, "hybrid_train", *flags(pattern="A", name="odd", batch_size=5))
+    assert 2 in (codes := {r.returncode for r in done}) and 0 not in codes and not (lab/"runs"/"default"/"odd"/"summary.json").exists()
+    assert any("hybrid_train: batch_size 5: must be a multiple of accumulation × processes, 1 × 2" in r.stderr for r in done), done
 
 def test_wandb_offline(lab, monkeypatch):
     "No account and no network: the run is in the run folder."
