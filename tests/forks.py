@@ -11,7 +11,7 @@ def become(argv, env, cwd, out, err):
     os.environ.update(env)
     os.chdir(cwd)
     for fd, path in enumerate((os.devnull, out, err)): os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), fd)
-    signal.alarm(300) # hangs at most so long
+    signal.alarm(900) # hangs at most so long
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
     sys.exit()
