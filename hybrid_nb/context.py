@@ -347,13 +347,29 @@ class ContextCache(Cache):
     "One vector for each sequence, however long it is."
     def __init__(self):
         super().__init__(layers=[])
-        self.context, self.seen = None, 0
+        self.context, self.seen, self.past, self.recording = None, 0, None, False
 
     def __repr__(self): return f"ContextCache({self.seen} tokens, {0 if self.context is None else self.context.numel()} numbers)"
     @property
     def is_compileable(self): return False
     def get_seq_length(self, layer_idx=0): return self.seen
-    def reset(self): self.context, self.seen = None, 0
+    def reset(self): self.context, self.seen, self.past = None, 0, None
+    @property
+    def is_croppable(self): return True
+    def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
+
+    def keep(self, contexts: Tensor): # (batch, length, context)
+        "Take over the contexts of new tokens."
+        self.context, self.seen = contexts[:, -1], self.seen + contexts.shape[1]
+        if self.recording: self.past = contexts if self.past is None else torch.cat([self.past, contexts], 1)[:, -65:] # a draft model reads its own tokens one by one
+
+    def crop(self, tokens_to_remove):
+        if n := abs(tokens_to_remove): self.context, self.seen = self.past[:, -1-n], self.seen - n
+        self.past = None
+
+    def settle(self): self.recording, self.past = False, None
+    def tensors(self): return {"seen": torch.tensor([self.seen])} | ({} if self.context is None else {"context": self.context})
+    def load_tensors(self, found): self.seen, self.context = int(found["seen"]), found.get("context")
     def _select(self, f):
         if self.context is not None: self.context = f(self.context)
     def reorder_cache(self, beam_idx): self._select(lambda c: c.index_select(0, beam_idx.to(c.device)))
@@ -423,7 +439,7 @@ class ContextModel(ContextPreTrainedModel):
         lost = self.reconstruction_loss(x, start, contexts, keep) if c.reconstruction_weight and auxiliary else None
         if c.use_cache and not self.training if use_cache is None else use_cache:
             past_key_values = past_key_values if past_key_values is not None else ContextCache()
-            past_key_values.context, past_key_values.seen = contexts[:, -1], past_key_values.seen + x.shape[1]
+            past_key_values.keep(contexts)
         else: past_key_values = None
         return ContextModelOutput(last_hidden_state=torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1), past_key_values=past_key_values, context=contexts[:, -1],
                                   contexts=contexts, reconstruction_loss=lost)

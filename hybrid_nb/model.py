@@ -245,13 +245,13 @@ class HybridPreTrainedModel(PreTrainedModel):
 # %% ../nbs/04_model.ipynb #5cc26546
 class RecurrentLayer(LinearAttentionLayer):
     "What a recurrent mixer carries on: the last inputs of its convolution, and its state."
-    past = None # the state after each of the last tokens
+    past = None # the state after each of the last tokens, at most 65
 
     @property
     def is_croppable(self): return True
 
     def update_recurrent_state(self, recurrent_states, state_idx=0, past=None, **kwargs):
-        self.past = past
+        self.past = None if past is None else ((self.past or []) + past)[-65:] # a draft model reads its own tokens one by one
         return super().update_recurrent_state(recurrent_states, state_idx)
 
     def crop(self, tokens_to_remove):
