@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .loss import linear_cross_entropy
 
-# %% ../nbs/05_context.ipynb #801681f5
+# %% ../nbs/05_context.ipynb #895ec038
 class ContextConfig(PreTrainedConfig):
     "Everything that determines a context-vector model but its weights."
     model_type, attribute_map = "hybrid_nb_context", {"hidden_size": "network_size"} # the name other tools look for
@@ -64,6 +64,7 @@ class ContextConfig(PreTrainedConfig):
         if self._auto_class is None: # or this is that code, which transformers copies itself
             classes = dict(AutoConfig="ContextConfig", AutoModel="ContextModel", AutoModelForCausalLM="ContextForCausalLM")
             self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "context", classes)
+            if self.architectures == ["ContextForCausalLM"]: self.architectures = ["AutoModelForCausalLM"] # which the server of transformers can find
         super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/05_context.ipynb #c0b699e4

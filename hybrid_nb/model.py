@@ -93,7 +93,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x, **context): return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
-# %% ../nbs/04_model.ipynb #5f2814bb
+# %% ../nbs/04_model.ipynb #79a74bf4
 class HybridConfig(PreTrainedConfig):
     "Everything that determines a model but its weights."
     model_type = "hybrid_nb"
@@ -161,6 +161,7 @@ class HybridConfig(PreTrainedConfig):
             own = sorted({letter for letter in self.pattern if mixers[letter].make.__module__ != __name__})
             classes = dict(AutoConfig="HybridConfig", AutoModel="HybridModel", AutoModelForCausalLM="HybridForCausalLM")
             self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "model", classes, missing=", ".join(own))
+            if self.architectures == ["HybridForCausalLM"]: self.architectures = ["AutoModelForCausalLM"] # which the server of transformers can find
         super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/04_model.ipynb #aad24101
