@@ -8,13 +8,13 @@ __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs',
            'shared_batches', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled', 'recall_table',
            'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs',
            'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest', 'load_weights',
-           'check_start', 'keep_start', 'start_model', 'start_data', 'readable', 'Preempted', 'heed_signals',
-           'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths',
-           'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields',
-           'types_of', 'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting',
-           'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
+           'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data', 'readable', 'Preempted',
+           'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started',
+           'check_lengths', 'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run',
+           'config_fields', 'types_of', 'check_type', 'split_knobs', 'changed', 'train_run', 'device_preset',
+           'check_depth', 'Setting', 'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #72b13538
+# %% ../nbs/08_train.ipynb #23888f97
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -42,14 +42,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from .context import ContextConfig
+from .context import ContextConfig, expand_config, expand_context, freeze_old
 from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #6d96b975
+# %% ../nbs/08_train.ipynb #c1f212ea
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -82,6 +82,8 @@ class TrainConfig:
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
     start: str|None = None # folder of a checkpoint whose weights, settings and tokenizer the run begins with
+    expand_context: int|None = None # numbers of context to which the context-vector model of `start` is grown before the first step
+    train_new_only: bool = False # of a grown model, train what was added and nothing else
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
     threads: int = 0 # CPU threads; 0 = torch's choice
@@ -94,7 +96,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #22b87d75
+# %% ../nbs/08_train.ipynb #2dc816ea
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -119,6 +121,8 @@ def check_config(cfg: TrainConfig):
     need(cfg.optimizer == "adamw" or (cfg.parallel == "ddp" and cfg.precision != "fp16"), "optimizer", "goes with parallel ddp and precision fp32 or bf16 only")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
     need(all(x.isdecimal() and int(x) >= 1 for x in cfg.eval_lengths.split()), "eval_lengths", 'must be whole numbers with spaces between, such as "2 4 8"')
+    if cfg.expand_context is not None: need(isinstance(cfg.start, str), "expand_context", "goes with start, the checkpoint of a context-vector model")
+    need(not cfg.train_new_only or cfg.expand_context is not None, "train_new_only", "goes with expand_context")
     choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant wsd", optimizer="adamw muon", device="auto cpu", wandb="disabled offline online",
                    parallel="ddp fsdp")
     for name, accepted in choices.items():
@@ -203,7 +207,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #1e2301c7
+# %% ../nbs/08_train.ipynb #7eeaffdb
 def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
     "The validation batches of this process."
     rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
@@ -233,7 +237,7 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #9bf888e1
+# %% ../nbs/08_train.ipynb #1c0cfb51
 @torch.no_grad()
 def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
                      length: int, # tokens of a window
@@ -396,7 +400,7 @@ class State:
     bad_steps: int = 0 # in a row
     norms: list = field(default_factory=list) # of the last good gradients
 
-# %% ../nbs/08_train.ipynb #05e0c209
+# %% ../nbs/08_train.ipynb #1fe12c81
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
@@ -411,7 +415,8 @@ class Trainer:
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
         saved = load_newest(self.dir, self.model)
-        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model)
+        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model, cfg.expand_context)
+        if cfg.train_new_only: freeze_old(self.model)
         self.prepare()
         if saved: self.restore(saved)
         if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
@@ -621,7 +626,7 @@ def mark_best(self: Trainer):
     best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
     if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
-# %% ../nbs/08_train.ipynb #a8b7fad2
+# %% ../nbs/08_train.ipynb #97ec53fd
 def load_newest(run_dir, model) -> Path|None: # its folder
     "Load the weights of the newest intact checkpoint of a run into `model`."
     for folder in reversed(checkpoints(run_dir)):
@@ -631,10 +636,11 @@ def load_newest(run_dir, model) -> Path|None: # its folder
         load_weights(folder, model)
         return folder
 
-def load_weights(folder, model):
+def load_weights(folder, model, context_dim: int|None = None): # to which a context-vector model is grown first
     "Load the weights of a checkpoint into `model`, whose own parameters bear the mark `_no_weight_decay`."
-    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    model.load_state_dict(weights)
+    with no_bars(): saved = AutoModelForCausalLM.from_pretrained(folder)
+    if context_dim: saved = expand_context(saved, context_dim)
+    model.load_state_dict(saved.state_dict())
 
 @patch
 def restore(self: Trainer, folder):
@@ -645,7 +651,7 @@ def restore(self: Trainer, folder):
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     if self.main: self.mark_best()
 
-# %% ../nbs/08_train.ipynb #b2d8e1ca
+# %% ../nbs/08_train.ipynb #42ac35ec
 def check_start(start, # the setting
                 run_dir=None # a run that may have its own copy
                ) -> Path: # the folder with settings and tokenizer
@@ -670,10 +676,11 @@ def keep_start(folder: Path, run_dir):
     shutil.copytree(folder, tmp, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "trainer.pt", "checksums.json"))
     os.replace(tmp, own)
 
-# %% ../nbs/08_train.ipynb #52a17128
+# %% ../nbs/08_train.ipynb #ddc5a957
 trained_tokenizers = "bpe", "word" # by the data, so not what the weights of a checkpoint know
 
-def start_model(folder: Path, given: dict): # the settings of the model that were given
+def start_model(folder: Path, given: dict, # the settings of the model that were given
+                context_dim: int|None = None): # to which its context is grown
     "The configuration of a checkpoint. Settings that contradict it are refused; `dropout`, which has no weights, may be another."
     config = AutoConfig.from_pretrained(folder)
     [family] = [k for k, cls in families.items() if isinstance(config, cls)]
@@ -687,7 +694,13 @@ def start_model(folder: Path, given: dict): # the settings of the model that wer
         check_type("dropout", given["dropout"], float)
         if not 0 <= given["dropout"] < 1: raise ValueError(f"dropout {given['dropout']!r}: must be at least 0 and below 1")
         config.dropout = given["dropout"]
-    return config
+    return config if context_dim is None else grown_config(config, context_dim, family)
+
+def grown_config(config, context_dim: int, family: str):
+    "The configuration of the grown model."
+    if family != "context": raise ValueError(f"expand_context {context_dim}: the checkpoint that the run starts from is of the family {family!r}, which has no context vector")
+    if context_dim <= config.context_dim: raise ValueError(f"expand_context {context_dim}: must be above {config.context_dim}, the context that the checkpoint has that the run starts from")
+    return expand_config(config, context_dim)
 
 def start_data(data_config: DataConfig, start: str) -> DataConfig: # as it is written down
     "With the tokenizer of the checkpoint, unless an existing one is named."
@@ -809,7 +822,7 @@ def lengths(self: Trainer) -> list[dict]: # length, val_loss, positions, peak_me
         found.append(dict(length=m * length, val_loss=nats.mean().item(), positions=length_table(nats), peak_memory_bytes=peak_memory(self.device)))
     return found
 
-# %% ../nbs/08_train.ipynb #10f62d84
+# %% ../nbs/08_train.ipynb #28568b63
 @patch
 def summary(self: Trainer, final: dict # from `evaluate` on the whole set
            ) -> dict:
@@ -817,7 +830,7 @@ def summary(self: Trainer, final: dict # from `evaluate` on the whole set
     s, data, cfg, count = self.state, self.data, self.cfg, self.model.num_parameters
     losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
     return {k: self.config[k] for k in ("name", "study", "pattern", "seed")} | dict(
-        layers=len(self.config["pattern"]), parameters=count(), parameters_non_embedding=count(exclude_embeddings=True),
+        layers=len(self.config["pattern"]), parameters=count(), parameters_trained=count(only_trainable=True), parameters_non_embedding=count(exclude_embeddings=True),
         steps=s.step, planned_steps=cfg.steps, skipped_updates=s.skipped, stopped_early=self.stopped_early, best_step=s.best_step,
         tokens_seen=s.tokens, unique_tokens=self.config["corpus"]["unique_tokens"], epochs=data.epochs(s.tokens),
         **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
@@ -873,7 +886,7 @@ def attach_notebook(run_dir):
     with wandb.init(project=cfg["wandb_project"], id=(run_dir/"wandb_id").read_text(), resume="allow", dir=str(run_dir), mode=cfg["wandb"]) as run:
         run.log_artifact(artifact(run_dir, f"{config['study']}-{config['name']}-notebook", "train.ipynb"))
 
-# %% ../nbs/08_train.ipynb #98406482
+# %% ../nbs/08_train.ipynb #f05088c0
 def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -916,10 +929,13 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
 def started(model_config, data_config, cfg, run_dir) -> tuple: # model and data configuration
     "Those of a run that starts from a checkpoint; what was set otherwise is refused."
     folder, data_config = check_start(cfg.start, run_dir), start_data(data_config, cfg.start)
-    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): return model_config, data_config # from `split_knobs`
+    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): # from `split_knobs`
+        if getattr(model_config, "context_dim", None) != getattr(start_model(folder, {}, cfg.expand_context), "context_dim", None):
+            raise ValueError(f"expand_context {cfg.expand_context!r}: the model's configuration was made with another; give it to `split_knobs`")
+        return model_config, data_config
     default, [family] = type(model_config)(), [k for k, cls in families.items() if isinstance(model_config, cls)]
     given = {k: v for k, v in knobs(model_config).items() if v != getattr(default, k, v)} # what is as it is by default counts as not given
-    return start_model(folder, given | (dict(family=family) if given else {})), data_config
+    return start_model(folder, given | (dict(family=family) if given else {}), cfg.expand_context), data_config
 
 def check_lengths(cfg: TrainConfig, data):
     "Refuse to evaluate on windows that the validation text does not have."
@@ -970,7 +986,7 @@ def clear_run(run_dir):
     for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
     for name in "checkpoints", "start": shutil.rmtree(Path(run_dir)/name, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #206dff56
+# %% ../nbs/08_train.ipynb #d8c441f2
 families = dict(hybrid=HybridConfig, context=ContextConfig)
 configs = *families.values(), DataConfig, TrainConfig
 
@@ -994,10 +1010,12 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
                 **knobs) -> tuple: # model, data and training configuration
     "Sort settings into their configurations; those not given keep their defaults."
     if (start := knobs.get("start")) is not None:
-        check_type("start", start, str|None)
-        config, names = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {})), {f.name for c in families.values() for f in config_fields(c)}
-        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | {"start"}})
-        return config, start_data(data, start), replace(training, start=start)
+        grow = {k: knobs[k] for k in ("start", "expand_context", "train_new_only") if k in knobs}
+        for k, v in grow.items(): check_type(k, v, get_annotations(TrainConfig)[k])
+        names = {f.name for c in families.values() for f in config_fields(c)}
+        config = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {}), knobs.get("expand_context"))
+        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | set(grow)})
+        return config, start_data(data, start), replace(training, **grow)
     family = family or "hybrid"
     if family not in families: raise ValueError(f"family {family!r}: unknown (accepted: {', '.join(families)})")
     chosen = families[family], DataConfig, TrainConfig
@@ -1013,7 +1031,13 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
         else: check_type(k, v, types[k])
     return tuple(cls(**{k: v for k, v in knobs.items() if known.get(k) is cls}) for cls in chosen)
 
-# %% ../nbs/08_train.ipynb #8cf32e76
+# %% ../nbs/08_train.ipynb #6b9556f3
+def changed(settings: dict) -> dict:
+    "The settings that are not as they are by default. (A notebook that states all of them, and starts from a checkpoint, has given only these.)"
+    defaults = {f.name: f.default for c in configs for f in config_fields(c)}
+    return {k: v for k, v in settings.items() if v != defaults[k]}
+
+# %% ../nbs/08_train.ipynb #c78d017d
 def train_run(pattern: str|None = None, # one letter a block
               name: str|None = None, # default: the pattern or the recipe's last part, and the seed, such as AMAM-s0
               study: str|None = None, # folder of the run within `runs`; default: "default", or the recipe's group
