@@ -6,7 +6,7 @@
 __all__ = ['ContextConfig', 'check_context', 'ContextBlock', 'LoopWeights', 'LoopSpec', 'context_loop_plain', 'Trace',
            'context_loop', 'ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTrainedModel',
            'ContextModel', 'ContextForCausalLM', 'build_word_tokenizer', 'SpellingModel', 'word_perplexities',
-           'expand_context']
+           'expand_config', 'freeze_old', 'expand_context']
 
 # %% ../nbs/05_context.ipynb #0aa4d418
 import math, os, threading
@@ -552,21 +552,31 @@ def word_perplexities(nats: Tensor, # (...) surprise of each target
     n_bytes = sum(len(word.encode()) + 1 for word in words)
     return out | dict(bits_per_byte=(nats[real].sum().item() / math.log(2) + spelt) / n_bytes, spelling_share=spelt / (nats[real].sum().item() / math.log(2) + spelt))
 
-# %% ../nbs/05_context.ipynb #8930e14c
+# %% ../nbs/05_context.ipynb #edb79b37
+def expand_config(config: ContextConfig, # stays as it is
+                  context_dim: int # more than it has
+                 ) -> ContextConfig:
+    "A copy of the configuration with a larger context; what is added is a part of its own."
+    old = config.context_dim
+    if not isinstance(context_dim, int) or context_dim <= old: raise ValueError(f"context_dim {context_dim!r}: must be a whole number above {old}, which the model has")
+    config = deepcopy(config)
+    config.context_dim, config.context_blocks = context_dim, [*config.context_blocks, context_dim - old]
+    return config
+
+def freeze_old(model: ContextForCausalLM):
+    "Let only the part of the context that was added last be trained."
+    new = f"model.blocks.{len(model.config.context_blocks) - 1}."
+    for name, p in model.named_parameters(): p.requires_grad_(name.startswith(new))
+
+# %% ../nbs/05_context.ipynb #2bd70811
 def expand_context(model: ContextForCausalLM, # stays as it is
                    context_dim: int, # more than it has
                    train: str = "new" # what will be trained: new (the rest is frozen) or all
                   ) -> ContextForCausalLM:
     "A copy of the model with a larger context and, for now, the same outputs."
-    old = model.config.context_dim
     if train not in ("new", "all"): raise ValueError(f"train {train!r}: must be new or all")
-    if not isinstance(context_dim, int) or context_dim <= old: raise ValueError(f"context_dim {context_dim!r}: must be a whole number above {old}, which the model has")
-    config = deepcopy(model.config)
-    config.context_dim, config.context_blocks = context_dim, [*config.context_blocks, context_dim - old]
-    grown = ContextForCausalLM(config).to(dtype=model.dtype, device=model.device).train(model.training)
-    missing, unexpected = grown.load_state_dict(model.state_dict(), strict=False)
-    new = f"model.blocks.{len(config.context_blocks) - 1}."
-    assert not unexpected and all(name.startswith(new) for name in missing)
+    grown = ContextForCausalLM(expand_config(model.config, context_dim)).to(dtype=model.dtype, device=model.device).train(model.training)
+    grown.load_state_dict(model.state_dict(), strict=False) # all but the new part
     nn.init.zeros_(grown.model.blocks[-1].read.weight)
-    for name, p in grown.named_parameters(): p.requires_grad_(train == "all" or name.startswith(new))
+    if train == "new": freeze_old(grown)
     return grown

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'register', 'rope_scaling', 'attention',
            'window_attention', 'latent_attention', 'mamba', 'mamba2', 'gated_convolution', 'GatedMLP', 'HybridConfig',
-           'check_config', 'Block', 'HybridPreTrainedModel', 'RecurrentLayer', 'HybridCache', 'HybridModel', 'uncached',
-           'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe', 'from_mamba', 'from_mamba2',
-           'from_llama', 'hybrid_params']
+           'check_config', 'Block', 'HybridPreTrainedModel', 'RecurrentLayer', 'HybridCache', 'WindowState',
+           'HybridModel', 'uncached', 'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe',
+           'from_mamba', 'from_mamba2', 'from_llama', 'hybrid_params']
 
 # %% ../nbs/04_model.ipynb #8281ddb1
 import math
 from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
+from types import SimpleNamespace
 import torch
 from fastcore.script import Param
 from torch import nn, Tensor
@@ -309,6 +310,25 @@ class HybridCache(DynamicCache):
             if "keys" in have: layer.update(have["keys"], have["values"])
             if hasattr(layer, "cumulative_length"): layer.cumulative_length = length
 
+# %% ../nbs/04_model.ipynb #bbf18a5c
+class WindowState:
+    "Stands for a cache in training: hands recurrent blocks what the last window left, and notes what this one leaves, without its gradient."
+    def __init__(self, kept: dict|None = None # name -> (batch, ...), as `left` of the window before; None or empty: nothing
+                ): self.kept, self.left = kept or {}, {}
+
+    def update_conv_state(self, x, layer_idx, conv_kernel_size):
+        name = f"{layer_idx}.conv"
+        past = self.kept[name].to(x.dtype) if name in self.kept else x.new_zeros(*x.shape[:2], conv_kernel_size - 1)
+        x = torch.cat([past, x], -1)
+        self.left[name] = x[..., x.shape[-1] - conv_kernel_size + 1:].detach().clone()
+        return x
+
+    def has_previous_state(self, layer_idx): return f"{layer_idx}.scan" in self.kept
+    def is_recording_past(self, layer_idx): return False
+    @property
+    def layers(self): return {int(k.split(".")[0]): SimpleNamespace(recurrent_states=[v]) for k, v in self.kept.items() if k.endswith(".scan")}
+    def update_recurrent_state(self, state, layer_idx): self.left[f"{layer_idx}.scan"] = state.detach()
+
 # %% ../nbs/04_model.ipynb #925eb8ef
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
@@ -338,13 +358,14 @@ class HybridModel(HybridPreTrainedModel):
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and not self.config.can_cache: raise ValueError(f"pattern {self.config.pattern!r}: {uncached(self.config)} keeps no state, generate with use_cache=False")
         if use_cache and past_key_values is None: past_key_values = HybridCache(self.config)
-        masks, padding_mask = self.masks(x, attention_mask, past_key_values, position_ids)
+        cache = None if isinstance(past_key_values, WindowState) else past_key_values # of attention
+        masks, padding_mask = self.masks(x, attention_mask, cache, position_ids)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         x = x * self.embedding_scale
         for block, kind in zip(self.layers, self.kinds):
-            x = block(x, cache=past_key_values, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
+            x = block(x, cache=past_key_values if kind == "linear_attention" else cache, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
         if isinstance(past_key_values, HybridCache): past_key_values.seen += x.shape[1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None)
 

@@ -162,6 +162,7 @@ def step_kernel(x, cache, padding_mask, layer): # a module, or None
     "The kernels that move `layer` on by one token, if they can do it."
     if cache is None or x.shape[1] > 1 or padding_mask is not None or x.device.type != "cpu" or not has_cpu_kernel(): return None
     if not cache.has_previous_state(layer.layer_idx) or cache.is_recording_past(layer.layer_idx): return None
+    if not hasattr(cache.layers[layer.layer_idx], "conv_states"): return None # in training
     from hybrid_nb import step_cpu
     return step_cpu if step_cpu.fits(x, layer.conv1d.weight, *_states(cache, layer.layer_idx)) else None
 

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs', 'TrainConfig', 'check_config', 'warmup',
            'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
-           'shared_batches', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled', 'recall_table',
-           'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs',
-           'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest', 'load_weights',
-           'check_start', 'keep_start', 'start_model', 'start_data', 'readable', 'Preempted', 'heed_signals',
-           'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths',
-           'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields',
-           'types_of', 'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting',
-           'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
+           'shared_batches', 'read_on', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled',
+           'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
+           'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest',
+           'load_weights', 'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data', 'readable',
+           'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started',
+           'check_lengths', 'check_processes', 'check_carry', 'check_machine', 'with_tokens', 'finished',
+           'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type', 'split_knobs', 'changed',
+           'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags', 'hybrid_train',
+           'describe_summary']
 
-# %% ../nbs/08_train.ipynb #72b13538
+# %% ../nbs/08_train.ipynb #601e79c7
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -42,14 +43,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from .context import ContextConfig
+from .context import ContextConfig, expand_config, expand_context, freeze_old
 from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
-from .model import HybridConfig
+from .model import HybridConfig, mixers, uncached, WindowState
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #6d96b975
+# %% ../nbs/08_train.ipynb #c1f212ea
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -82,6 +83,8 @@ class TrainConfig:
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
     start: str|None = None # folder of a checkpoint whose weights, settings and tokenizer the run begins with
+    expand_context: int|None = None # numbers of context to which the context-vector model of `start` is grown before the first step
+    train_new_only: bool = False # of a grown model, train what was added and nothing else
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
     threads: int = 0 # CPU threads; 0 = torch's choice
@@ -94,7 +97,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #22b87d75
+# %% ../nbs/08_train.ipynb #2dc816ea
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -119,6 +122,8 @@ def check_config(cfg: TrainConfig):
     need(cfg.optimizer == "adamw" or (cfg.parallel == "ddp" and cfg.precision != "fp16"), "optimizer", "goes with parallel ddp and precision fp32 or bf16 only")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
     need(all(x.isdecimal() and int(x) >= 1 for x in cfg.eval_lengths.split()), "eval_lengths", 'must be whole numbers with spaces between, such as "2 4 8"')
+    if cfg.expand_context is not None: need(isinstance(cfg.start, str), "expand_context", "goes with start, the checkpoint of a context-vector model")
+    need(not cfg.train_new_only or cfg.expand_context is not None, "train_new_only", "goes with expand_context")
     choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant wsd", optimizer="adamw muon", device="auto cpu", wandb="disabled offline online",
                    parallel="ddp fsdp")
     for name, accepted in choices.items():
@@ -168,7 +173,7 @@ def make_optimizers(model: nn.Module, # on its device already
     if not muon: return [adamw]
     return [adamw, torch.optim.Muon([params[n] for n in params if n in muon], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
-# %% ../nbs/08_train.ipynb #514f8dec
+# %% ../nbs/08_train.ipynb #d503597e
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
@@ -177,18 +182,29 @@ class Objective(nn.Module):
                 input_ids: Tensor, # (batch, length)
                 targets: Tensor|None = None, # (batch, length), the next tokens; -100 is not counted
                 count: int = 1, # what the sum is divided by: the targets of the whole step
-                each: bool = False # the nats of each target instead of their sum
-               ) -> tuple: # nats, targets that have the highest logit; without targets the guesses (batch, length)
-        if each: return self.nats_of_each(input_ids, targets)
+                each: bool = False, # the nats of each target instead of their sum
+                state: dict|None = None # where windows hand their state on: what the windows before left, empty at the beginning
+               ) -> tuple: # nats, targets that have the highest logit and, if given a state, the one that is left; without targets the guesses (batch, length)
         if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
-        out = self.model.base_model(input_ids=input_ids, use_cache=False, **dict(auxiliary=True) if extra else {})
+        out, left = self.read(input_ids, state, **dict(auxiliary=True) if extra else {})
+        if each:
+            nats = self.nats_of_each(out.last_hidden_state, targets)
+            return nats if state is None else (nats, left)
         nats, right = linear_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings().weight, targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
-        return nats / count, right
+        return (nats / count, right) if state is None else (nats / count, right, left)
 
-    def nats_of_each(self, input_ids, targets): # (batch, length); 0 where nothing is counted
-        hidden, head = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state, self.model.get_output_embeddings().weight
+    def read(self, input_ids, state, **extra) -> tuple: # the output of the stack, and what it leaves for the next window
+        if state is None: return self.model.base_model(input_ids=input_ids, use_cache=False, **extra), None
+        if isinstance(self.model.config, ContextConfig):
+            out = self.model.base_model(input_ids=input_ids, use_cache=False, context=state.get("context"), **extra)
+            return out, dict(context=out.context.detach())
+        window = WindowState(state)
+        return self.model.base_model(input_ids=input_ids, use_cache=False, past_key_values=window, **extra), window.left
+
+    def nats_of_each(self, hidden, targets): # (batch, length); 0 where nothing is counted
+        head = self.model.get_output_embeddings().weight
         parts = zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)) # never all logits at once
         return torch.cat([F.cross_entropy((h @ head.T.to(h.dtype)).float(), y, reduction="none") for h, y in parts]).view_as(targets)
 
@@ -203,7 +219,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #1e2301c7
+# %% ../nbs/08_train.ipynb #7f0c72d1
 def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
     "The validation batches of this process."
     rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
@@ -211,17 +227,25 @@ def shared_batches(data, windows: list, acc: Accelerator|None = None): # of inpu
         x, y = data.val_batch(*windows[min(k, len(windows) - 1)])
         yield x, y if k < len(windows) else torch.full_like(y, -100) # counts nothing, but every process calls the model equally often
 
+def read_on(objective, data, documents, rows: int, device=None, acc: Accelerator|None = None, each: bool = False): # of what the objective returns, and targets
+    "Validation documents from their beginnings, `rows` at once, the state handed from window to window. Without anything to wait for: each process has its own documents."
+    rank, ranks, state = acc.process_index if acc else 0, acc.num_processes if acc else 1, {}
+    for goes_on, x, y in data.val_reading(documents, rows, rank, ranks):
+        state = {k: v[:len(x)] for k, v in state.items()} if goes_on else {}
+        *out, state = objective(x.to(device), y.to(device), each=each, state=state)
+        yield *out, y
+
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
-             windows: list, # from `eval_windows`
+             windows: list, # from `eval_windows`; with carry_state the documents, from `val_documents`
              device=None, bar=None, # a tqdm bar to advance, if any
-             acc: Accelerator|None = None # the windows are shared out among its processes
+             acc: Accelerator|None = None, # the windows are shared out among its processes
+             rows: int = 1 # with carry_state: documents at once
             ) -> dict: # val_loss (nats a token), val_perplexity, val_accuracy, bits_per_byte
     "Measure the model on validation windows."
-    training, parts = objective.training, []
+    training, parts = objective.training, [torch.zeros(3, device=device)]
     objective.eval()
-    for x, y in shared_batches(data, windows, acc):
-        loss, right = objective(x.to(device), y.to(device))
+    for loss, right, y in (read_on(objective, data, windows, rows, device, acc) if data.cfg.carry_state else ((*objective(x.to(device), y.to(device)), y) for x, y in shared_batches(data, windows, acc))):
         parts.append(torch.stack([loss.float(), right.float(), (y != -100).sum().float().to(loss.device)]))
         if bar is not None: bar.update()
     objective.train(training)
@@ -233,7 +257,7 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #9bf888e1
+# %% ../nbs/08_train.ipynb #1c0cfb51
 @torch.no_grad()
 def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
                      length: int, # tokens of a window
@@ -396,13 +420,13 @@ class State:
     bad_steps: int = 0 # in a row
     norms: list = field(default_factory=list) # of the last good gradients
 
-# %% ../nbs/08_train.ipynb #05e0c209
+# %% ../nbs/08_train.ipynb #a65cff0d
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
         self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
         self.progress, self.on_step = progress, on_step
-        self.accelerator, self.state, self.pending, self.signal = make_accelerator(cfg, self.dir), State(), [], None
+        self.accelerator, self.state, self.pending, self.signal, self.kept = make_accelerator(cfg, self.dir), State(), [], None, {}
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
         if self.main:
@@ -411,11 +435,12 @@ class Trainer:
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
         saved = load_newest(self.dir, self.model)
-        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model)
+        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model, cfg.expand_context)
+        if cfg.train_new_only: freeze_old(self.model)
         self.prepare()
         if saved: self.restore(saved)
         if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
-        self.windows = eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
+        self.windows = data.val_documents(cfg.eval_batches * cfg.batch_size) if data.cfg.carry_state else eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
 
     @property
     def rows(self): # windows of a micro-batch on one process
@@ -464,14 +489,14 @@ def prepare(self: Trainer):
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 
-# %% ../nbs/08_train.ipynb #4117b22d
+# %% ../nbs/08_train.ipynb #b95eb555
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
     cfg, state, acc, rows = self.cfg, self.state, self.accelerator, self.rows
     rank, ranks = acc.process_index, acc.num_processes
     seed_step(cfg.seed, state.step, self.device, rank)
-    count, total = self.data.targets(cfg.seed, state.step, cfg.batch_size), 0.
+    count, total, good, left = self.data.targets(cfg.seed, state.step, cfg.batch_size), 0., True, {}
     for optimizer in self.optimizers:
         for group in optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
     for part in range(cfg.accumulation):
@@ -480,7 +505,7 @@ def train_step(self: Trainer):
         if self.device.type == "cuda": batch = [t.pin_memory() for t in batch]
         x, y = (t.to(self.device, non_blocking=True) for t in batch)
         with acc.accumulate(self.objective):
-            loss, _ = self.objective(x, y, count)
+            loss, _, *left[part] = self.objective(x, y, count, *self.window_state(part, first))
             acc.backward(loss * cfg.accumulation * ranks)
             if acc.sync_gradients: norm = self.clip()
             good = not acc.sync_gradients or self.is_good(norm)
@@ -489,6 +514,7 @@ def train_step(self: Trainer):
                 state.skipped += bool(acc.scaler) and acc.sync_gradients and optimizer.step_was_skipped
                 optimizer.zero_grad()
         total = total + loss.detach().float()
+    self.kept = {part: found for part, [found] in left.items()} if self.data.cfg.carry_state and good else {}
     state.step, state.tokens = state.step + 1, state.tokens + count
     self.pending.append((count, torch.stack([total, norm.float()])))
 
@@ -497,6 +523,28 @@ def clip(self: Trainer) -> Tensor: # the norm before
     "Scale the gradient down to `clip`."
     norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.cfg.clip or math.inf)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of all pieces
+
+# %% ../nbs/08_train.ipynb #5622af58
+@patch
+def window_state(self: Trainer, part: int, first: int) -> tuple: # more arguments for the objective
+    "What the rows of a part go on with; nothing unless windows hand on their state."
+    if not self.data.cfg.carry_state: return ()
+    s, kept = self.state, self.kept.get(part, {})
+    ends = torch.from_numpy(~self.data.goes_on(self.cfg.seed, s.step, self.cfg.batch_size)[first:first + self.rows]).to(self.device)
+    return False, {k: v.masked_fill(ends.view(-1, *[1]*(v.ndim - 1)), 0) for k, v in kept.items()}
+
+@patch
+def gather_kept(self: Trainer) -> dict: # name -> (batch, ...) on the CPU
+    "The states of all rows of the batch, from all processes."
+    parts = [self.kept[k] for k in sorted(self.kept)]
+    return {k: torch.cat([self.accelerator.gather(p[k].contiguous()) for p in parts]).cpu() for k in (parts[0] if parts else ())}
+
+@patch
+def share_kept(self: Trainer, kept: dict): # from `gather_kept`
+    "Take the states of this process's rows."
+    acc, rows = self.accelerator, self.rows
+    firsts = [(part * acc.num_processes + acc.process_index) * rows for part in range(self.cfg.accumulation)]
+    self.kept = {part: {k: v[first:first + rows].to(self.device) for k, v in kept.items()} for part, first in enumerate(firsts)} if kept else {}
 
 # %% ../nbs/08_train.ipynb #b2ee528b
 @patch
@@ -571,11 +619,16 @@ def exclude_first(self: Trainer):
     self.lap()
     self.pending = [(0, values)]
 
-# %% ../nbs/08_train.ipynb #c5c75905
+# %% ../nbs/08_train.ipynb #3c357d96
+@patch
+def evaluate(self: Trainer, windows, bar=None) -> dict:
+    "`evaluate` of this run. Processes that read documents of different lengths do not wait for one another, so there the objective goes without its DDP."
+    return evaluate(self.plain if self.data.cfg.carry_state else self.objective, self.data, windows, self.device, bar, self.accelerator, self.eval_size)
+
 @patch
 def validate(self: Trainer) -> dict: # to add to the line of metrics
     "Evaluate on the fixed subset, and note whether it was the best."
-    s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device, acc=self.accelerator)
+    s, result = self.state, self.evaluate(self.windows)
     s.val_loss = result["val_loss"]
     if not math.isfinite(s.val_loss): self.give_up(s.step, f"validation loss {s.val_loss}")
     if s.val_loss < s.best_loss: s.best_loss, s.best_step, s.bad_evals = s.val_loss, s.step, 0
@@ -583,7 +636,7 @@ def validate(self: Trainer) -> dict: # to add to the line of metrics
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #b6e9d4ca
+# %% ../nbs/08_train.ipynb #6702f25c
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_optimizer_state_dict, StateDictOptions
 
 @patch
@@ -591,12 +644,12 @@ def save(self: Trainer):
     "Save a checkpoint of this step; keep the best and the last ones. All processes take part, the first one writes."
     acc, folder = self.accelerator, self.dir/"checkpoints"/f"step_{self.state.step:08d}"
     options = StateDictOptions(full_state_dict=True, cpu_offload=acc.num_processes > 1) # all pieces, on the first process
-    optimizer, weights = get_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], options=options), None
+    optimizer, weights, kept = get_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], options=options), None, self.gather_kept()
     if self.cfg.parallel == "fsdp" and acc.num_processes > 1:
         weights = {k.removeprefix("model."): v for k, v in get_model_state_dict(self.plain, options=options).items()}
         if self.model.config.tie_word_embeddings: weights.pop("lm_head.weight", None)
     if self.main:
-        state = dict(state=asdict(self.state), optimizer=optimizer, scaler=acc.scaler.state_dict() if acc.scaler else None)
+        state = dict(state=asdict(self.state), optimizer=optimizer, scaler=acc.scaler.state_dict() if acc.scaler else None, kept=kept)
         save_checkpoint(folder, self.model, self.data.tokenizer, state, weights)
         self.mark_best()
         self.prune(folder)
@@ -621,7 +674,7 @@ def mark_best(self: Trainer):
     best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
     if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
-# %% ../nbs/08_train.ipynb #a8b7fad2
+# %% ../nbs/08_train.ipynb #c2bb08dc
 def load_newest(run_dir, model) -> Path|None: # its folder
     "Load the weights of the newest intact checkpoint of a run into `model`."
     for folder in reversed(checkpoints(run_dir)):
@@ -631,10 +684,11 @@ def load_newest(run_dir, model) -> Path|None: # its folder
         load_weights(folder, model)
         return folder
 
-def load_weights(folder, model):
+def load_weights(folder, model, context_dim: int|None = None): # to which a context-vector model is grown first
     "Load the weights of a checkpoint into `model`, whose own parameters bear the mark `_no_weight_decay`."
-    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    model.load_state_dict(weights)
+    with no_bars(): saved = AutoModelForCausalLM.from_pretrained(folder)
+    if context_dim: saved = expand_context(saved, context_dim)
+    model.load_state_dict(saved.state_dict())
 
 @patch
 def restore(self: Trainer, folder):
@@ -642,10 +696,11 @@ def restore(self: Trainer, folder):
     saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
     self.state = State(**saved["state"])
     set_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], saved["optimizer"], options=StateDictOptions(full_state_dict=True))
+    self.share_kept(saved.get("kept", {}))
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     if self.main: self.mark_best()
 
-# %% ../nbs/08_train.ipynb #b2d8e1ca
+# %% ../nbs/08_train.ipynb #42ac35ec
 def check_start(start, # the setting
                 run_dir=None # a run that may have its own copy
                ) -> Path: # the folder with settings and tokenizer
@@ -670,10 +725,11 @@ def keep_start(folder: Path, run_dir):
     shutil.copytree(folder, tmp, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "trainer.pt", "checksums.json"))
     os.replace(tmp, own)
 
-# %% ../nbs/08_train.ipynb #52a17128
+# %% ../nbs/08_train.ipynb #ddc5a957
 trained_tokenizers = "bpe", "word" # by the data, so not what the weights of a checkpoint know
 
-def start_model(folder: Path, given: dict): # the settings of the model that were given
+def start_model(folder: Path, given: dict, # the settings of the model that were given
+                context_dim: int|None = None): # to which its context is grown
     "The configuration of a checkpoint. Settings that contradict it are refused; `dropout`, which has no weights, may be another."
     config = AutoConfig.from_pretrained(folder)
     [family] = [k for k, cls in families.items() if isinstance(config, cls)]
@@ -687,7 +743,13 @@ def start_model(folder: Path, given: dict): # the settings of the model that wer
         check_type("dropout", given["dropout"], float)
         if not 0 <= given["dropout"] < 1: raise ValueError(f"dropout {given['dropout']!r}: must be at least 0 and below 1")
         config.dropout = given["dropout"]
-    return config
+    return config if context_dim is None else grown_config(config, context_dim, family)
+
+def grown_config(config, context_dim: int, family: str):
+    "The configuration of the grown model."
+    if family != "context": raise ValueError(f"expand_context {context_dim}: the checkpoint that the run starts from is of the family {family!r}, which has no context vector")
+    if context_dim <= config.context_dim: raise ValueError(f"expand_context {context_dim}: must be above {config.context_dim}, the context that the checkpoint has that the run starts from")
+    return expand_config(config, context_dim)
 
 def start_data(data_config: DataConfig, start: str) -> DataConfig: # as it is written down
     "With the tokenizer of the checkpoint, unless an existing one is named."
@@ -777,15 +839,15 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #1c9d4077
+# %% ../nbs/08_train.ipynb #d837f0c5
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
-    windows = eval_windows(data.n_val_windows, self.eval_size)
-    with tqdm(total=-(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
+    windows = data.val_documents() if data.cfg.carry_state else eval_windows(data.n_val_windows, self.eval_size)
+    with tqdm(total=None if data.cfg.carry_state else -(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
               disable=not (self.progress and self.main)) as bar:
-        final = evaluate(self.objective, data, windows, self.device, bar, self.accelerator)
+        final = self.evaluate(windows, bar)
     if not math.isfinite(final["val_loss"]): self.give_up(s.step, f"loss {final['val_loss']} on the whole validation set")
     self.objective.eval()
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
@@ -809,7 +871,7 @@ def lengths(self: Trainer) -> list[dict]: # length, val_loss, positions, peak_me
         found.append(dict(length=m * length, val_loss=nats.mean().item(), positions=length_table(nats), peak_memory_bytes=peak_memory(self.device)))
     return found
 
-# %% ../nbs/08_train.ipynb #10f62d84
+# %% ../nbs/08_train.ipynb #28568b63
 @patch
 def summary(self: Trainer, final: dict # from `evaluate` on the whole set
            ) -> dict:
@@ -817,7 +879,7 @@ def summary(self: Trainer, final: dict # from `evaluate` on the whole set
     s, data, cfg, count = self.state, self.data, self.cfg, self.model.num_parameters
     losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
     return {k: self.config[k] for k in ("name", "study", "pattern", "seed")} | dict(
-        layers=len(self.config["pattern"]), parameters=count(), parameters_non_embedding=count(exclude_embeddings=True),
+        layers=len(self.config["pattern"]), parameters=count(), parameters_trained=count(only_trainable=True), parameters_non_embedding=count(exclude_embeddings=True),
         steps=s.step, planned_steps=cfg.steps, skipped_updates=s.skipped, stopped_early=self.stopped_early, best_step=s.best_step,
         tokens_seen=s.tokens, unique_tokens=self.config["corpus"]["unique_tokens"], epochs=data.epochs(s.tokens),
         **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
@@ -873,7 +935,7 @@ def attach_notebook(run_dir):
     with wandb.init(project=cfg["wandb_project"], id=(run_dir/"wandb_id").read_text(), resume="allow", dir=str(run_dir), mode=cfg["wandb"]) as run:
         run.log_artifact(artifact(run_dir, f"{config['study']}-{config['name']}-notebook", "train.ipynb"))
 
-# %% ../nbs/08_train.ipynb #98406482
+# %% ../nbs/08_train.ipynb #2fcb5416
 def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -892,6 +954,7 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
     check_machine(cfg)
     if cfg.start and not resume and run_dir.resolve() in Path(cfg.start).expanduser().resolve().parents: raise ValueError(f"start {cfg.start!r}: belongs to the run that would be deleted, {run_dir}")
     if cfg.start: model_config, data_config = started(model_config, data_config, cfg, run_dir if resume else None)
+    check_carry(model_config, data_config, cfg)
     config = dict(name=name or run_dir.name, study=study or run_dir.resolve().parent.name, pattern=model_config.pattern,
                   seed=cfg.seed, model=knobs(model_config), data=knobs(data_config), train=knobs(cfg))
     if resume and (summary := finished(run_dir, config)): return summary
@@ -916,13 +979,17 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
 def started(model_config, data_config, cfg, run_dir) -> tuple: # model and data configuration
     "Those of a run that starts from a checkpoint; what was set otherwise is refused."
     folder, data_config = check_start(cfg.start, run_dir), start_data(data_config, cfg.start)
-    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): return model_config, data_config # from `split_knobs`
+    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): # from `split_knobs`
+        if getattr(model_config, "context_dim", None) != getattr(start_model(folder, {}, cfg.expand_context), "context_dim", None):
+            raise ValueError(f"expand_context {cfg.expand_context!r}: the model's configuration was made with another; give it to `split_knobs`")
+        return model_config, data_config
     default, [family] = type(model_config)(), [k for k, cls in families.items() if isinstance(model_config, cls)]
     given = {k: v for k, v in knobs(model_config).items() if v != getattr(default, k, v)} # what is as it is by default counts as not given
-    return start_model(folder, given | (dict(family=family) if given else {})), data_config
+    return start_model(folder, given | (dict(family=family) if given else {}), cfg.expand_context), data_config
 
 def check_lengths(cfg: TrainConfig, data):
     "Refuse to evaluate on windows that the validation text does not have."
+    if data.cfg.carry_state: data.batch_windows(cfg.seed, 0, cfg.batch_size) # refuses too large a batch
     if cfg.eval_lengths and data.windows is None: raise ValueError(f"eval_lengths {cfg.eval_lengths!r}: the examples of a dialog corpus have lengths of their own")
     for m in map(int, cfg.eval_lengths.split()):
         if m * data.cfg.length >= len(data.val):
@@ -934,7 +1001,17 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #707bc072
+# %% ../nbs/08_train.ipynb #16804de5
+def check_carry(model_config, data_config: DataConfig, cfg: TrainConfig):
+    "Refuse to hand a state from window to window where there is none, or where it would be lost."
+    if not data_config.carry_state: return
+    def no(why): raise ValueError(f"carry_state True: {why}")
+    for k, good in dict(parallel="ddp", compile=False, activation_checkpointing=False).items():
+        if getattr(cfg, k) != good: no(f"goes with {k} {good!r} only")
+    if isinstance(model_config, HybridConfig):
+        if not model_config.can_cache: no(f"{uncached(model_config)} in pattern {model_config.pattern!r} cannot say what it keeps")
+        if "linear_attention" not in model_config.layer_types: no(f"pattern {model_config.pattern!r} has no recurrent block (those are {', '.join(k for k, m in sorted(mixers.items()) if m.cache == 'linear_attention')})")
+
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -970,7 +1047,7 @@ def clear_run(run_dir):
     for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
     for name in "checkpoints", "start": shutil.rmtree(Path(run_dir)/name, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #206dff56
+# %% ../nbs/08_train.ipynb #89b12afa
 families = dict(hybrid=HybridConfig, context=ContextConfig)
 configs = *families.values(), DataConfig, TrainConfig
 
@@ -994,10 +1071,14 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
                 **knobs) -> tuple: # model, data and training configuration
     "Sort settings into their configurations; those not given keep their defaults."
     if (start := knobs.get("start")) is not None:
-        check_type("start", start, str|None)
-        config, names = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {})), {f.name for c in families.values() for f in config_fields(c)}
-        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | {"start"}})
-        return config, start_data(data, start), replace(training, start=start)
+        grow = {k: knobs[k] for k in ("start", "expand_context", "train_new_only") if k in knobs}
+        for k, v in grow.items(): check_type(k, v, get_annotations(TrainConfig)[k])
+        names = {f.name for c in families.values() for f in config_fields(c)}
+        config = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {}), knobs.get("expand_context"))
+        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | set(grow)})
+        data, training = start_data(data, start), replace(training, **grow)
+        check_carry(config, data, training)
+        return config, data, training
     family = family or "hybrid"
     if family not in families: raise ValueError(f"family {family!r}: unknown (accepted: {', '.join(families)})")
     chosen = families[family], DataConfig, TrainConfig
@@ -1011,9 +1092,17 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
             near = get_close_matches(k, known, n=1)
             raise ValueError(f"setting {k!r}: unknown" + (f" (did you mean {near[0]!r}?)" if near else ""))
         else: check_type(k, v, types[k])
-    return tuple(cls(**{k: v for k, v in knobs.items() if known.get(k) is cls}) for cls in chosen)
+    made = tuple(cls(**{k: v for k, v in knobs.items() if known.get(k) is cls}) for cls in chosen)
+    check_carry(*made)
+    return made
 
-# %% ../nbs/08_train.ipynb #8cf32e76
+# %% ../nbs/08_train.ipynb #6b9556f3
+def changed(settings: dict) -> dict:
+    "The settings that are not as they are by default. (A notebook that states all of them, and starts from a checkpoint, has given only these.)"
+    defaults = {f.name: f.default for c in configs for f in config_fields(c)}
+    return {k: v for k, v in settings.items() if v != defaults[k]}
+
+# %% ../nbs/08_train.ipynb #c78d017d
 def train_run(pattern: str|None = None, # one letter a block
               name: str|None = None, # default: the pattern or the recipe's last part, and the seed, such as AMAM-s0
               study: str|None = None, # folder of the run within `runs`; default: "default", or the recipe's group

@@ -29,7 +29,7 @@ def test_published_counts():
 
 # one of each kind of model, data and training; of the others, which differ from these in pattern and size, the model is built and read
 kinds = ["base/sandwich_8L", "base-mamba/sandwich_8L", "extended/alternate_A_first_16L", "extended-mamba/triple_11L", "exp9/attention_mlp_512d", "context/depth-2", "context/overwrite-6", "context/reconstruct-6",
-         "dialog/dolly"]
+         "context/expand-new", "context/expand-all", "context/expand-none", "dialog/dolly"]
 
 def settings_of_a_kind(name):
     "What a recipe sets beside numbers, and which numbers it sets."
@@ -51,15 +51,21 @@ def test_small_model(name):
     ids = torch.randint(config.vocab_size, (2, data.length))
     assert model(ids, labels=ids).loss.isfinite()
 
+@pytest.fixture(scope="module")
+def start(here):
+    "The checkpoint of a small context-vector model."
+    s = train_run(recipe="context/depth-1", debug=True, runs=here, name="start", study="start", cache_dir=str(here/"cache"), progress=False, threads=1)
+    return str(checkpoints(here/s["study"]/s["name"])[-1])
+
 @pytest.mark.parametrize("name", kinds)
-def test_small_form(here, name):
+def test_small_form(here, start, name):
     "It trains, checkpoints, goes on from a checkpoint as the same run, and generates."
-    run = dict(recipe=name, debug=True, runs=here, cache_dir=str(here/"cache"), progress=False, threads=1)
+    run = dict(recipe=name, debug=True, runs=here, cache_dir=str(here/"cache"), progress=False, threads=1) | (dict(start=start) if recipe(name).phase == "expansion" else {})
     summary = train_run(**run)
     folder = here/summary["study"]/summary["name"]
     assert summary["study"] == f"{recipe(name).group}-debug" and summary["steps"] >= 8 and checkpoints(folder)
     config = json.loads((folder/"config.json").read_text())
-    assert config["model"]["model_type"] == recipe(name).model.model_type and len(config["pattern"]) == recipe(name).model.num_hidden_layers
+    assert config["model"]["model_type"] == recipe(name).model.model_type and len(config["pattern"]) == (1 if "start" in run else recipe(name).model.num_hidden_layers)
     (folder/"summary.json").unlink()
     shutil.rmtree(checkpoints(folder)[-1])
     assert train_run(**run)["final_val_loss"] == summary["final_val_loss"]
@@ -77,6 +83,14 @@ def test_sweep_and_report(tmp_path):
     r = subprocess.run([str(script("hybrid_report")), "runs/mixed", "--out", "mixed.html"], cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert "AMAMAMAM" in (tmp_path/"mixed.html").read_text()
+
+def test_sweep_from_a_checkpoint(tmp_path, start):
+    "Through the notebook of a run, which states all settings: what the checkpoint knows counts as not given."
+    words = ["--recipe-group", "context/expand-new", "--seeds", "1", "--debug", "--set", f"start={start}", f"cache_dir={tmp_path/'cache'}", "steps=4", "threads=1"]
+    r = subprocess.run([str(script("hybrid_sweep")), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    run = json.loads((tmp_path/"runs"/"context-debug"/"expand-new-s0"/"summary.json").read_text())
+    assert run["pattern"] == "C" and 0 < run["parameters_trained"] < run["parameters"]
 
 @pytest.mark.parametrize("words, message", [
     (["--recipe", "base/sandwich_9L"], "recipe 'base/sandwich_9L': unknown, did you mean 'base/sandwich_8L'?"),

@@ -170,6 +170,22 @@ def test_many_processes(lab, forks, name, n, extra):
     assert [l["step"] for l in lines(got)] == list(range(1, 13))
     assert all(x[k] == pytest.approx(y[k], rel=2e-5) for x, y in zip(lines(want), lines(got)) for k in x)
 
+def test_state_between_windows(lab, forks):
+    "Windows that hand their state on: one process and two agree, and what two began with their rows' states, one continues."
+    settings = dict(pattern="MSA", steps=8, batch_size=8, dropout=0, log_every=1, eval_every=4, checkpoint_every=4, ssd_head_dim=16, carry_state=True)
+    assert command(*flags(**settings, name="alone-on")) == 0
+    for r in forks.ranks(2, "hybrid_train", *flags(**settings, accumulation=2, name="two-on")): assert r.returncode == 0, r.stderr
+    want, got = (lab/"runs"/"default"/k for k in ("alone-on", "two-on"))
+    def agree():
+        assert len(lines(got)) == 8
+        for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
+        assert read_json(want/"summary.json")["final_val_loss"] == pytest.approx(read_json(got/"summary.json")["final_val_loss"], rel=1e-5)
+    agree()
+    (got/"summary.json").unlink()
+    shutil.rmtree(got/"checkpoints"/"step_00000008")
+    assert command(*flags(**settings, accumulation=2, name="two-on")) == 0
+    agree()
+
 def test_two_nodes(lab):
     "Two launchers that find each other over the network, as on two machines of a cluster, with a process each."
     settings = dict(pattern="AM", steps=6, batch_size=8, dropout=0, log_every=1, eval_every=3)
