@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'load_config', 'load_run', 'load_runs', 'load_metrics',
-           'read_wandb_csv', 't_bound', 'pooled_sd', 'indistinct', 'summary_table', 'format_table', 'format_count',
-           'format_seconds', 'flat', 'study_settings', 'answer', 'caveats', 'local_path', 'run_parameters', 'recipe_of',
-           'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking', 'load_curves', 'plot_curves', 'plot_run',
-           'plot_lengths', 'plot_cost', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'show', 'show_table',
-           'study_record', 'run_template', 'render', 'hybrid_report']
+           'read_wandb_csv', 't_bound', 'pooled_sd', 'indistinct', 'failed_audits', 'summary_table', 'format_table',
+           'format_count', 'format_seconds', 'flat', 'study_settings', 'answer', 'caveats', 'local_path',
+           'run_parameters', 'recipe_of', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking',
+           'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost', 'load_recall', 'plot_recall',
+           'page_css', 'to_html', 'show', 'show_table', 'study_record', 'run_template', 'render', 'hybrid_report']
 
 # %% ../nbs/11_results.ipynb #bef19186
 import json, math, os, re, shlex, sys, warnings
@@ -157,7 +157,17 @@ def indistinct(runs, key="final_val_loss") -> set: # pairs (pattern, pattern), b
         if gap <= bound*math.sqrt(1/n[p] + 1/n[q]): pairs |= {(p, q), (q, p)}
     return pairs
 
-# %% ../nbs/11_results.ipynb #ba29a24f
+# %% ../nbs/11_results.ipynb #3c3b32e7
+def failed_audits(runs # as from `load_runs` or `read_wandb_csv`
+                 ) -> dict: # pattern: list of (run, check, evidence)
+    "What the audits of the runs found to be wrong."
+    out = {}
+    for r in runs.itertuples():
+        for f in r.audit if isinstance(getattr(r, "audit", None), list) else []:
+            if f["verdict"] == "fail": out.setdefault(r.pattern, []).append((r.name, f["check"], f["evidence"]))
+    return out
+
+# %% ../nbs/11_results.ipynb #ca67b2cb
 def summary_table(runs # as from `load_runs` or `read_wandb_csv`
                  ) -> pd.DataFrame: # one row a pattern, best first; numbers, not text
     "Mean over seeds per pattern, with the spread of the loss and the patterns it cannot be told apart from (`ties`)."
@@ -177,10 +187,12 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     table, pairs = table.sort_values("final_val_loss"), indistinct(done)
     table["ties"] = [[q for q in table.index if (p, q) in pairs] for p in table.index]
     table = table.reset_index()
+    failed = failed_audits(done)
+    if failed: table["failed"] = [sorted({check for _, check, _ in failed.get(p, [])}) for p in table.pattern]
     table.attrs["pooled_sd"] = pooled_sd(done)[0]
     return table
 
-# %% ../nbs/11_results.ipynb #f84d47b4
+# %% ../nbs/11_results.ipynb #be4805ab
 def _with_spread(mean, sd, n): return f"{mean:.4f}" if n < 2 or math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 def format_table(table # as from `summary_table`
@@ -197,6 +209,7 @@ def format_table(table # as from `summary_table`
     for key, (head, f) in spec.items():
         if key in table: cols[head] = num(key, f)
     if (table.seeds > 1).any(): cols["Ties with"] = [", ".join(str(rank[q]) for q in t) or "–" for t in table.ties]
+    if "failed" in table: cols["Failed audit"] = [f"✗ {', '.join(f)}" if f else "–" for f in table.failed]
     return pd.DataFrame(cols)
 
 # %% ../nbs/11_results.ipynb #5e25ac1b
@@ -239,10 +252,13 @@ def answer(table # as from `summary_table`
     return head + (f". Seeds of one pattern differ by less (standard deviation {sd:.4f}), so by a rule of thumb the gap stands out; "
                    "more seeds would have to confirm it.")
 
-# %% ../nbs/11_results.ipynb #7f41b36d
+# %% ../nbs/11_results.ipynb #4c4f4445
 def caveats(runs, table) -> list: # of sentences
     "What a careful reader should hold against the comparison, computed from the runs."
     out, done, seeds, pairs = [], runs[runs.status == "finished"], int(table.seeds.min()), math.comb(len(table), 2)
+    for pattern, found in failed_audits(done).items():
+        first = {check: evidence for _, check, evidence in reversed(found)}
+        out += [f"**✗ `{pattern}` failed an audit, {check}**, in {_list([run for run, c, _ in found if c == check])}: {evidence}." for check, evidence in first.items()]
     if table.seeds.max() > 1 and pairs:
         out.append(f"Patterns are compared by a rule of thumb{' over few seeds'*(seeds < 5)}: among equally good ones, a pair in twenty "
                    f"passes for different, and there {'is 1 pair' if pairs == 1 else f'are {pairs} pairs'}.")
@@ -352,7 +368,7 @@ def _end_labels(ax, ends, styles): # ends: {pattern: (x, y)}
         ax.annotate(_label(p), (x, y), (right + .035*(right-start), at), color=styles[p]["color"], fontsize=8.5, va="center", annotation_clip=False,
                     family="DejaVu Sans Mono", arrowprops=dict(arrowstyle="-", color=styles[p]["color"], lw=.6, alpha=.6, shrinkA=1, shrinkB=1))
 
-# %% ../nbs/11_results.ipynb #90dfcfb5
+# %% ../nbs/11_results.ipynb #905195f5
 def rank_patterns(runs) -> list:
     "Patterns, best mean final loss first; those without a finished run last."
     done = runs[runs.status == "finished"]
@@ -372,7 +388,10 @@ def plot_ranking(runs # as from `load_runs` or `read_wandb_csv`
         if len(x) > 1: ax.plot([x.mean()]*2, [y-.28, y+.28], color=color, lw=1.6)
         ax.annotate(f"{x.mean():.4f}", (x.max(), y), (9, 0), textcoords="offset points", va="center", fontsize=8.5, color="#333333")
     ax.set(yticks=range(len(patterns)), ylim=(len(patterns)-.4, -.6), xlabel="final validation loss (nats a token, whole validation set)")
-    ax.set_yticklabels([_label(p) for p in patterns], family="DejaVu Sans Mono", fontsize=9)
+    failed = failed_audits(done)
+    ax.set_yticklabels([("✗ " if p in failed else "") + _label(p) for p in patterns], family="DejaVu Sans Mono", fontsize=9)
+    for p, label in zip(patterns, ax.get_yticklabels()):
+        if p in failed: label.set_color("#C1121F")
     ax.grid(axis="y", visible=False)
     ax.margins(x=.09)
     return fig
@@ -546,7 +565,7 @@ def plot_recall(runs # as from `load_runs`
     _end_labels(ax, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #8c560e08
+# %% ../nbs/11_results.ipynb #00c1bfcc
 page = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>{css}</style></head>
@@ -580,6 +599,7 @@ th { font-weight: 600; color: #444; vertical-align: bottom; border-bottom: 2px s
 tbody tr:hover { background: #f6f8fa; }
 table.text th, table.text td { text-align: left; white-space: normal; vertical-align: top; }
 table.summary :is(th, td):nth-child(2) { text-align: left; }
+table.summary td.failed { color: #C1121F; font-weight: 600; white-space: normal; text-align: left; }
 table.summary td:nth-child(2) { font-family: "DejaVu Sans Mono", ui-monospace, monospace; }
 details { margin: .8rem 0; }
 summary { color: #555; font-size: .9rem; cursor: pointer; }
@@ -598,7 +618,7 @@ summary { color: #555; font-size: .9rem; cursor: pointer; }
 }
 """
 
-# %% ../nbs/11_results.ipynb #9fb87a73
+# %% ../nbs/11_results.ipynb #73ba8347
 def to_html(nb,   # executed notebook
             title # of the page
            ) -> str:
@@ -627,14 +647,14 @@ def show(fig,      # a figure, or None
 def show_table(df, kind="summary"):
     "Display a table of text as HTML, styled by its `kind`: summary (numbers) or text."
     from IPython.display import HTML, display
-    display(HTML(df.to_html(index=False, border=0, classes=kind)))
+    display(HTML(df.to_html(index=False, border=0, classes=kind).replace("<td>✗", '<td class="failed">✗')))
 
-# %% ../nbs/11_results.ipynb #ecf903a7
+# %% ../nbs/11_results.ipynb #554e4ecb
 def study_record(runs, title) -> dict:
     "The report's numbers for other programs."
     table = summary_table(runs)
     clean = lambda df: json.loads(df.to_json(orient="records", double_precision=10))
-    drop = [c for c in ("recall", "path", "error") if c in runs]
+    drop = [c for c in ("recall", "path", "error", "audit") if c in runs]
     recall = load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()
     sd = table.attrs["pooled_sd"]
     return dict(title=title, answer=answer(table), caveats=caveats(runs, table), pooled_sd=None if math.isnan(sd) else sd,

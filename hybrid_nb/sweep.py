@@ -447,15 +447,16 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
         run_all(plan, parameters, template, engine, Progress(study, plan, progress and n > 0))
     return status_table(plan)
 
-# %% ../nbs/10_sweep.ipynb #bab92c6a
+# %% ../nbs/10_sweep.ipynb #830d6d5a
 def status_table(plan):
     "What became of the runs of a plan, as a DataFrame."
     import pandas as pd
     rows = []
     for r in plan:
         s = read_summary(r["path"]) if r["state"]["status"] == "finished" else {}
+        failed = ", ".join(f["check"] for f in s.get("audit", []) if f["verdict"] == "fail")
         rows.append(dict(run=r["name"], status=r["state"]["status"], step=r["state"]["step"], final_val_loss=s.get("final_val_loss"),
-                         seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
+                         seconds=s.get("runtime_seconds"), error=r["state"]["error"] or (f"✗ failed audit: {failed}" if failed else ""), path=str(r["path"])))
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_sweep.ipynb #653ae285

@@ -7,13 +7,13 @@ __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs',
            'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
            'shared_batches', 'read_on', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled',
            'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
-           'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest',
-           'load_weights', 'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data', 'readable',
-           'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started',
-           'check_lengths', 'check_processes', 'check_carry', 'check_machine', 'with_tokens', 'finished',
-           'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type', 'split_knobs', 'changed',
-           'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags', 'hybrid_train',
-           'describe_summary']
+           'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'merge_findings',
+           'load_newest', 'load_weights', 'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data',
+           'readable', 'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook',
+           'train', 'started', 'check_lengths', 'check_processes', 'check_carry', 'check_machine', 'with_tokens',
+           'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type', 'split_knobs',
+           'changed', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags',
+           'hybrid_train', 'describe_summary']
 
 # %% ../nbs/08_train.ipynb #601e79c7
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
@@ -43,11 +43,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
+from .audit import audit_model, Finding, run_check, verdicts
 from .context import ContextConfig, expand_config, expand_context, freeze_old
 from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
+from .leakage import audit_data
 from .model import HybridConfig, mixers, uncached, WindowState
+from .plausibility import audit_result, earliest_stop, early_stopping
 from .patterns import parse_pattern
 
 # %% ../nbs/08_train.ipynb #c1f212ea
@@ -133,11 +136,10 @@ def warmup(cfg: TrainConfig) -> int:
     "Warm-up in steps."
     return round(cfg.warmup_steps * cfg.steps if cfg.warmup_steps < 1 else cfg.warmup_steps)
 
-# %% ../nbs/08_train.ipynb #c9409280
+# %% ../nbs/08_train.ipynb #e8209b61
 def warn_patience(cfg: TrainConfig):
     "Warn when early stopping could end a run before its planned steps."
-    first = cfg.eval_every * cfg.patience
-    if cfg.patience and first < cfg.steps:
+    if first := earliest_stop(cfg.steps, cfg.eval_every, cfg.patience):
         warnings.warn(f"early stopping can end this run from step {first:,} on (eval_every {cfg.eval_every} × patience "
                       f"{cfg.patience}), before the {cfg.steps:,} steps planned; for the whole run set patience to 0", stacklevel=2)
 
@@ -471,12 +473,13 @@ def seed_step(seed: int, step: int, device, rank: int = 0):
     random.seed(mixed); np.random.seed(mixed); torch.default_generator.manual_seed(mixed)
     if device.type != "cpu": torch.get_device_module(device).manual_seed(mixed)
 
-# %% ../nbs/08_train.ipynb #9000fe73
+# %% ../nbs/08_train.ipynb #1d6dc7d0
 @patch
 def prepare(self: Trainer):
     "Move the model to its device, wrap it for all processes, make the optimiser."
     cfg, acc, decay = self.cfg, self.accelerator, decayed(self.model)
     self.model.to(self.device).train()
+    self.audit_start()
     if cfg.activation_checkpointing: self.model.gradient_checkpointing_enable()
     self.plain, sharded = Objective(self.model), cfg.parallel == "fsdp" and acc.num_processes > 1
     if sharded:
@@ -488,6 +491,41 @@ def prepare(self: Trainer):
         self.plain.compile()
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
+
+# %% ../nbs/08_train.ipynb #cff0dd4c
+@patch
+def audit_start(self: Trainer):
+    "Look at model, data and settings before the first step."
+    self.findings, cfg, data = [], self.cfg, self.data
+    if not self.main: return
+    windows = eval_windows(data.n_val_windows, self.eval_size)
+    self.findings = [*audit_model(self.model), *audit_data(data, windows, cfg.seed, cfg.batch_size), run_check("early stopping", early_stopping, knobs(cfg))]
+    self.say(self.findings)
+    if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
+
+@patch
+def audit_end(self: Trainer, summary: dict) -> list: # of findings as dicts
+    "Look at model and result after the last step."
+    if not self.main: return []
+    sharded = self.cfg.parallel == "fsdp" and self.accelerator.num_processes > 1
+    found = [*([] if sharded else audit_model(self.model)), *audit_result(summary, knobs(self.cfg), self.data, None if sharded else self.model)]
+    self.say([f for f in found if f.check not in {g.check for g in self.findings if g.verdict == "fail"}])
+    return [asdict(f) for f in merge_findings(self.findings, found)]
+
+@patch
+def say(self: Trainer, findings):
+    "Print what failed."
+    for f in findings:
+        if f.verdict == "fail": print(f"audit failed: {f.check}: {f.evidence}", file=sys.stderr, flush=True)
+
+def merge_findings(start: list, end: list) -> list: # of `Finding`, one a check
+    "Of each check the worse verdict, the later one of equals; what is known of early stopping at the end overrules what was feared."
+    out = {f.check: f for f in start}
+    for f in end:
+        old = out.get(f.check)
+        if old is None or f.check == "early stopping" or verdicts.index(f.verdict) <= verdicts.index(old.verdict): out[f.check] = f
+        else: out[f.check] = Finding(f.check, old.verdict, f"at the start: {old.evidence}")
+    return list(out.values())
 
 # %% ../nbs/08_train.ipynb #b95eb555
 @patch
@@ -853,7 +891,8 @@ def finish(self: Trainer) -> dict: # the summary
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
     recall = recall_table(recalled(self.objective, documents, data.cfg.length + 1, device=self.device))
     self.lap()
-    summary = self.summary(final) | dict(recall=recall, lengths=self.lengths(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    summary = self.summary(final) | dict(recall=recall, lengths=self.lengths())
+    summary |= dict(audit=self.audit_end(summary), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
     if self.main: save_json(summary, self.dir/"summary.json")
     self.attach_summary()
@@ -899,7 +938,7 @@ def peak_memory(device) -> int: # bytes
 
 def device_name(device) -> str: return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/08_train.ipynb #9affaeca
+# %% ../nbs/08_train.ipynb #6133c037
 @patch
 def start_trackers(self: Trainer):
     "Begin the W&B run, and TensorBoard's, if they are wanted."
@@ -908,7 +947,7 @@ def start_trackers(self: Trainer):
     if self.main and cfg.wandb != "disabled" and not path.exists():
         with atomic_write(path) as f: f.write(uuid.uuid4().hex[:8])
     init = dict(mode=cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"], resume="allow",
-                id=path.read_text() if self.main and path.exists() else None, config=self.config)
+                id=path.read_text() if self.main and path.exists() else None, config=self.config | dict(audit={f.check: f.verdict for f in self.findings}))
     self.accelerator.init_trackers("tensorboard" if cfg.wandb == "disabled" else cfg.wandb_project, init_kwargs=dict(wandb=init))
 
 def artifact(run_dir, name: str, file: str): # wandb.Artifact
@@ -1182,7 +1221,7 @@ def with_flags(f):
     f.__signature__ = Signature(list(flags.values()))
     return f
 
-# %% ../nbs/08_train.ipynb #57e8f2a4
+# %% ../nbs/08_train.ipynb #50435de1
 @command
 @with_flags
 def hybrid_train(pattern: str = None, # one letter a block; repetition as in "(AM)4"; default AMAMAMAM, or the recipe's
@@ -1210,7 +1249,9 @@ def describe_summary(s: dict) -> str:
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
+    failed = [f["check"] for f in s.get("audit", []) if f["verdict"] == "fail"]
     return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}\n"
             f"  {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s, {n(s['tokens_per_second'])} tokens/s while training\n"
             f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), perplexity "
-            f"{s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}")
+            f"{s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}"
+            + (f"\n  FAILED AUDIT: {', '.join(failed)} (hybrid_audit says more)" if failed else ""))
