@@ -10,12 +10,13 @@ __all__ = ['tasks', 'splits', 'IGNORE', 'mad', 'lengths', 'small', 'default_patt
            'induction_by_distance', 'world_stories', 'find_checkpoint', 'probe_checkpoint', 'describe_checkpoint',
            'hybrid_probe']
 
-# %% ../nbs/11a_probes.ipynb #2cc30c24
+# %% ../nbs/11a_probes.ipynb #5a7c188e
 import json, math, os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +33,7 @@ from .model import HybridConfig, HybridModel
 from .patterns import find_pattern, named_patterns
 from .results import _axes, _label
 from .sweep import parse_seeds, parse_settings, plugin_list, share_cores, worker_environment
-from .train import Objective, TrainConfig, check_start, checkpoints, learning_rate as _rate, make_optimizers, recall_table, recalled
+from .train import Objective, TrainConfig, check_start, checkpoints, learning_rate as _rate, make_optimizers, no_bars, recall_table, recalled
 from .world import documents
 
 # %% ../nbs/11a_probes.ipynb #a8967888
@@ -356,12 +357,28 @@ def parse_tasks(specs # texts, or one with spaces
     if not out: raise ValueError(f"tasks {specs!r}: none given (accepted: {', '.join(tasks)}, all, mad)")
     return out
 
-# %% ../nbs/11a_probes.ipynb #7f3548d3
+# %% ../nbs/11a_probes.ipynb #3774c601
 def _start_worker(plugins):
     torch.set_num_threads(1)
     for name in plugins: load_plugin(name)
 
 def _train_job(label, kw): return dict(label=label) | train_probe(**kw)
+
+def _results(plan, jobs, plugins):
+    "The result of each training, as they come: here if there is one at a time, else in processes of their own."
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try: yield from (_train_job(*job) for job in plan)
+        finally: torch.set_num_threads(threads)
+        return
+    here = import_module("hybrid_nb.probes") # a worker finds the functions there, also if this is the notebook
+    with _environ(worker_environment(1, jobs)), ProcessPoolExecutor(jobs, get_context("spawn"), here._start_worker, (plugins,)) as pool:
+        waiting = [pool.submit(here._train_job, *job) for job in plan]
+        try: yield from (done.result() for done in as_completed(waiting))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 @contextmanager
 def _environ(env):
@@ -384,8 +401,8 @@ def run_probes(patterns: list, # layer patterns, or names of published ones
     for name in plugins: load_plugin(name)
     patterns, seeds = list(dict.fromkeys(find_pattern(p) for p in patterns)), parse_seeds(seeds)
     if not patterns: raise ValueError(f"patterns: none given (such as {default_patterns})")
-    for label, (name, s) in labels.items(): # refused here, not after the first trainings
-        for p in patterns: 
+    for name, s in labels.values(): # refused here, not after the first trainings
+        for p in patterns:
             with torch.device("meta"): probe_model(p, name, s, kw.get("model_settings") or {})
     plan = [(label, dict(pattern=p, name=name, seed=seed) | kw | s) for label, (name, s) in labels.items() for seed in seeds for p in patterns]
     jobs, _ = share_cores(len(plan), jobs, 1)
@@ -397,13 +414,7 @@ def run_probes(patterns: list, # layer patterns, or names of published ones
         record.update(seconds=time.time() - began, processor_seconds=sum(r["processor_seconds"] for r in record["runs"]))
         if out: save_json(record, out)
     place = {(label, k["pattern"], k["seed"]): i for i, (label, k) in enumerate(plan)}
-    with _environ(worker_environment(1, jobs)), ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (plugins,)) as pool:
-        waiting = [pool.submit(_train_job, label, k) for label, k in plan]
-        try:
-            for done in tqdm(as_completed(waiting), "probes", len(plan), disable=not progress): note(done.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for result in tqdm(_results(plan, jobs, plugins), "probes", len(plan), disable=not progress): note(result)
     record["runs"].sort(key=lambda r: place[r["label"], r["pattern"], r["seed"]])
     if out: save_json(record, out)
     return record
@@ -476,7 +487,7 @@ def find_checkpoint(folder) -> Path:
     if best.exists() and (named := folder/"checkpoints"/read_json(best)["folder"]) in saved: return check_start(named)
     return check_start(saved[-1] if saved else folder)
 
-# %% ../nbs/11a_probes.ipynb #40aae25e
+# %% ../nbs/11a_probes.ipynb #9c7f0b00
 def probe_checkpoint(folder, # of a checkpoint, or of a run
                      length: int|None = None, # tokens that are read; default: as in training
                      n: int = 32,       # sequences a distance
@@ -490,7 +501,7 @@ def probe_checkpoint(folder, # of a checkpoint, or of a run
     data = read_json(record).get("data", {}) if record.exists() else {}
     length = data.get("length", 256) if length is None else length
     if not isinstance(length, int) or length < 5: raise ValueError(f"length {length!r}: must be a whole number of at least 5")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with no_bars(): model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     rows = induction_by_distance(model, length=length, n=n, first=tokenizer.eos_token_id, special=tokenizer.all_special_ids, seed=seed)
     result = dict(checkpoint=str(folder), pattern=getattr(model.config, "pattern", None), length=length, vocab_size=model.config.vocab_size, corpus=data.get("corpus"), induction=rows)
     if data.get("corpus") == "world" and stories:
@@ -501,7 +512,7 @@ def describe_checkpoint(r: dict # of `probe_checkpoint`
                        ) -> str:
     "The result as lines of text."
     lines = [f"{r['checkpoint']} ({r['pattern']})", f"  random tokens again ({r['vocab_size']:,} in the vocabulary), right by distance: " + ", ".join(f"{x['distance']}: {x['accuracy']:.1%}" for x in r["induction"])]
-    if "recall" in r: lines.append("  facts of fresh stories, right by distance: " + ", ".join(f"{x['distance_from']}–{x['distance_to'] - 1}: {x['accuracy']:.0%}" for x in r["recall"]))
+    if "recall" in r: lines.append("  facts of fresh stories, right by distance: " + (", ".join(f"{x['distance_from']}–{x['distance_to'] - 1}: {x['accuracy']:.0%}" for x in r["recall"]) or "none within the length"))
     return "\n".join(lines)
 
 # %% ../nbs/11a_probes.ipynb #3a9aa81a
