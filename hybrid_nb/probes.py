@@ -405,19 +405,27 @@ def run_probes(patterns: list, # layer patterns, or names of published ones
         for p in patterns:
             with torch.device("meta"): probe_model(p, name, s, kw.get("model_settings") or {})
     plan = [(label, dict(pattern=p, name=name, seed=seed) | kw | s) for label, (name, s) in labels.items() for seed in seeds for p in patterns]
-    jobs, _ = share_cores(len(plan), jobs, 1)
-    began, load = time.time(), os.getloadavg() if hasattr(os, "getloadavg") else None
-    record = dict(environment=environment(), load_at_start=load, jobs=jobs, patterns=patterns, seeds=seeds, settings=kw, runs=[],
-                  tasks={label: dict(chance=tasks[n].chance(tasks[n].resolve(s)), settings=tasks[n].resolve(s), source=tasks[n].source) for label, (n, s) in labels.items()})
-    def note(result):
-        record["runs"].append(result)
-        record.update(seconds=time.time() - began, processor_seconds=sum(r["processor_seconds"] for r in record["runs"]))
+    env, facts = environment(), {label: dict(chance=tasks[n].chance(tasks[n].resolve(s)), settings=tasks[n].resolve(s), source=tasks[n].source) for label, (n, s) in labels.items()}
+    record, done = _measured(out, kw)
+    began, before = time.time(), record.get("seconds", 0.)
+    record = dict(environment=env, load_at_start=os.getloadavg() if hasattr(os, "getloadavg") else None, patterns=list(dict.fromkeys(record.get("patterns", []) + patterns)),
+                  seeds=sorted({*record.get("seeds", []), *seeds}), settings=kw, tasks=record.get("tasks", {}) | facts, runs=record.get("runs", []))
+    plan = [(label, k) for label, k in plan if (label, k["pattern"], k["seed"]) not in done]
+    record["jobs"], _ = share_cores(max(1, len(plan)), jobs, 1)
+    for result in tqdm(_results(plan, record["jobs"], plugins), "probes", len(plan), disable=not progress):
+        record["runs"].append(result | dict(revision=env["git_revision"]))
+        record["runs"].sort(key=lambda r: (list(record["tasks"]).index(r["label"]), r["seed"], record["patterns"].index(r["pattern"])))
+        record.update(seconds=before + time.time() - began, processor_seconds=sum(r["processor_seconds"] for r in record["runs"]))
         if out: save_json(record, out)
-    place = {(label, k["pattern"], k["seed"]): i for i, (label, k) in enumerate(plan)}
-    for result in tqdm(_results(plan, jobs, plugins), "probes", len(plan), disable=not progress): note(result)
-    record["runs"].sort(key=lambda r: place[r["label"], r["pattern"], r["seed"]])
-    if out: save_json(record, out)
     return record
+
+def _measured(out, settings) -> tuple: # the record in the file `out`, which of its trainings are done
+    "What an earlier call has left; empty if there is no such file."
+    if not out or not Path(out).exists(): return {}, set()
+    record = read_json(out)
+    if not isinstance(record, dict) or record.get("settings") != json.loads(json.dumps(settings)):
+        raise ValueError(f"out {str(out)!r}: holds results with other settings ({record.get('settings') if isinstance(record, dict) else 'none'}); take another name")
+    return record, {(r["label"], r["pattern"], r["seed"]) for r in record["runs"]}
 
 # %% ../nbs/11a_probes.ipynb #be327b52
 def probe_table(record: dict # of `run_probes`
@@ -522,7 +530,7 @@ default_patterns = "AA LL WW MM SS GG MA AM GA AG SA MG"
 def hybrid_probe(patterns: Param("layer patterns, or names of published ones (default: twelve of two blocks)", str, nargs="*", opt=False) = (),
                  tasks: Param("tasks: names, all, mad, NAME:harder or NAME:setting=value,… (default: all)", str, nargs="+") = None,
                  seeds: str = "1",     # how many, or which ("0,4,7")
-                 out: str = "probes.json", # file for the results; the figure goes beside it as .png
+                 out: str = "probes.json", # file for the results, which are kept and added to; the figure goes beside it as .png
                  jobs: int = None,     # trainings at a time; default: one a core
                  scale: float = 1.,    # a factor on the steps of all tasks
                  learning_rate: float = None, # at the peak (default: the task's)
@@ -543,6 +551,7 @@ def hybrid_probe(patterns: Param("layer patterns, or names of published ones (de
             print(describe_checkpoint(results[-1]), flush=True)
         return save_json(dict(environment=environment(), checkpoints=results), out)
     if not 0 < scale < math.inf: raise ValueError(f"scale {scale!r}: must be above 0")
+    if learning_rate is not None and not 0 < learning_rate < math.inf: raise ValueError(f"learning_rate {learning_rate!r}: must be above 0")
     settings = dict(scale=scale, learning_rate=learning_rate, next_token=next_token, model_settings=parse_settings(set))
     record = run_probes(patterns or default_patterns.split(), parse_tasks(tasks or "all"), seeds, out, jobs, plugins or (), not quiet, **settings)
     plot_probes(record).savefig(Path(out).with_suffix(".png"), dpi=150)
