@@ -307,7 +307,7 @@ def train_probe(pattern: str, # of the model
                 next_token: bool = False, # learn from all next tokens where the publication does
                 test_examples: int = 1280, # as in MAD
                 model_settings: dict|None = None, # in place of `small`
-                **task_settings) -> dict: # accuracy, chance, steps, curve, processor_seconds …
+                **task_settings) -> dict: # accuracy (on test examples), curve (on held-out ones), solved (99 % of those), chance, steps …
     "Train a pattern on a task and test it."
     began, t, settings = time.process_time(), tasks[name], tasks[name].resolve(task_settings)
     n, size = max(1, round((steps or t.budget[0]) * scale)), batch_size or t.budget[1]
@@ -330,7 +330,7 @@ def train_probe(pattern: str, # of the model
             curve.append((step + 1, accuracy(model, *held_out)))
             if curve[-1][1] >= .99: break
     right = accuracy(model, *examples(name, test_examples, seed, "test", **task_settings))
-    return dict(pattern=find_pattern(pattern), task=name, settings=settings, seed=seed, accuracy=right, chance=t.chance(settings), solved=right >= .99, steps=step + 1, planned_steps=n, batch_size=size, learning_rate=cfg.learning_rate,
+    return dict(pattern=find_pattern(pattern), task=name, settings=settings, seed=seed, accuracy=right, chance=t.chance(settings), solved=curve[-1][1] >= .99, steps=step + 1, planned_steps=n, batch_size=size, learning_rate=cfg.learning_rate,
                 curve=curve, parameters=sum(p.numel() for p in model.parameters()), processor_seconds=time.process_time() - began)
 
 def rate_at(step, cfg): return _rate(step + 1, cfg) # the first step moves, too
