@@ -479,8 +479,13 @@ class ContextForCausalLM(ContextPreTrainedModel, GenerationMixin):
         loss = nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
         return loss if out.reconstruction_loss is None else loss + self.config.reconstruction_weight * out.reconstruction_loss
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls): return False # the model makes a `ContextCache` itself
+    def new_cache(self): return ContextCache()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args): # of transformers, which would make a cache of its own
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            cache = model_kwargs["past_key_values"] = self.new_cache()
+            if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask

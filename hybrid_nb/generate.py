@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sampling', 'Draw', 'warpers', 'Answer', 'Generator', 'Score']
 
-# %% ../nbs/12_generate.ipynb #e12d94e0
+# %% ../nbs/12_generate.ipynb #f4e89618
 import copy, html, math, queue, secrets, threading, time
 from dataclasses import dataclass
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 from transformers import (DynamicCache, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper, StoppingCriteria, StoppingCriteriaList,
                           TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 from .checkpoints import best_checkpoint, load_checkpoint
-from .context import ContextCache
 from .dialog import CharacterStreamer, render
-from .model import HybridCache
 
 # %% ../nbs/12_generate.ipynb #ddb43277
 @dataclass(frozen=True)
@@ -130,14 +128,12 @@ def encode(self: Generator, prompt, # text, or tokens
         raise ValueError(f"prompt: token {max(ids)} is not among the {self.model.config.vocab_size} of the model; is this its tokenizer?")
     return ids
 
-# %% ../nbs/12_generate.ipynb #7ee0ce61
+# %% ../nbs/12_generate.ipynb #658018ab
 @patch
 def new_cache(self: Generator):
     "An empty cache of the model's kind; None if the model has none."
     if not self.can_cache: return None
-    kind = self.model.config.model_type
-    if kind == "hybrid_nb_context": return ContextCache()
-    return HybridCache(self.model.config) if kind == "hybrid_nb" else DynamicCache(config=self.model.config)
+    return self.model.new_cache() if hasattr(self.model, "new_cache") else DynamicCache(config=self.model.config)
 
 @patch
 def recall(self: Generator, ids: list[int]): # cache
@@ -154,7 +150,7 @@ def remember(self: Generator, ids: list[int], cache):
     ids = ids[:cache.get_seq_length()]
     self.kept = ([(k, c) for k, c in self.kept if k != ids] + [(ids, cache)])[-self.keep:]
 
-# %% ../nbs/12_generate.ipynb #e88700c9
+# %% ../nbs/12_generate.ipynb #dc37de00
 class _Stop(StoppingCriteria):
     "End all rows once `event` is set."
     def __init__(self, event): self.event = event
@@ -176,7 +172,7 @@ def _run(self: Generator, prompts: list[list[int]], s: Sampling, seeds, streamer
     if cached and width > self.chunk: settings |= dict(prefill_chunk_size=self.chunk)
     if s.stop: settings |= dict(stop_strings=list(s.stop), tokenizer=self.tokenizer)
     if isinstance(draft, int): settings |= dict(prompt_lookup_num_tokens=draft)
-    elif draft is not None: settings |= dict(assistant_model=getattr(draft, "model", draft))
+    elif draft is not None: settings |= dict(assistant_model=draft.model if isinstance(draft, Generator) else draft)
     out = self.model.generate(ids, attention_mask=mask, **settings | kwargs)
     return out.sequences[:, width:].tolist(), getattr(out, "past_key_values", None)
 

@@ -256,6 +256,11 @@ class RecurrentLayer(LinearAttentionLayer):
         self.past = None if past is None else ((self.past or []) + past)[-65:] # a draft model reads its own tokens one by one
         return super().update_recurrent_state(recurrent_states, state_idx)
 
+    def update_conv_state(self, conv_states, *args, **kwargs):
+        full = super().update_conv_state(conv_states, *args, **kwargs)
+        if self.record_past: self.conv_states[0] = full[..., -(64 + self.conv_kernel_size[0]):] # no more than the states below
+        return full
+
     def crop(self, tokens_to_remove):
         n = abs(tokens_to_remove)
         if n and self.is_recurrent_states_initialized[0]:
@@ -410,8 +415,13 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         nats, _ = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels)
         return nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls): return False # the model makes a `HybridCache` itself
+    def new_cache(self): return HybridCache(self.config)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args): # of transformers, which would make a cache of its own
+        if generation_config.use_cache and self.config.can_cache and model_kwargs.get("past_key_values") is None:
+            cache = model_kwargs["past_key_values"] = self.new_cache()
+            if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask # the model makes its masks itself
