@@ -128,7 +128,7 @@ def run_script(f):
         sys.exit(code)
     parser = anno_parser(f)
     parser.error = lambda message: fail(f"{message} (see {f.__name__} --help)", 2)
-    words = [re.sub(r"^--\w[\w-]*", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in sys.argv[1:]]  # --max-steps is --max_steps
+    words = [re.sub(r"^--(no-)?(\w[\w-]*)", lambda m: f"--{m[1] or ''}{m[2].replace('-', '_')}", w) for w in sys.argv[1:]]  # --max-steps is --max_steps
     args = {k: v for k, v in vars(parser.parse_args(words)).items() if k not in ("pdb", "xtra")}
     try:
         with plain_warnings(): f(**args)
