@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs', 'TrainConfig', 'check_config', 'warmup',
            'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
-           'shared_batches', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled', 'recall_table',
-           'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs',
-           'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'load_newest', 'load_weights',
-           'check_start', 'keep_start', 'start_model', 'start_data', 'readable', 'Preempted', 'heed_signals',
-           'peak_memory', 'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths',
-           'check_processes', 'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields',
-           'types_of', 'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting',
-           'flag_parameter', 'with_flags', 'hybrid_train', 'describe_summary']
+           'shared_batches', 'evaluate', 'measures', 'perplexity', 'val_parts', 'evaluate_parts', 'loss_by_position',
+           'length_table', 'recalled', 'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage',
+           'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu',
+           'seed_step', 'load_newest', 'load_weights', 'check_start', 'keep_start', 'start_model', 'start_data',
+           'readable', 'Preempted', 'heed_signals', 'save_windows', 'measure_windows', 'peak_memory', 'device_name',
+           'artifact', 'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes', 'check_machine',
+           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
+           'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags',
+           'hybrid_train', 'describe_summary']
 
 # %% ../nbs/08_train.ipynb #72b13538
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
@@ -168,7 +169,7 @@ def make_optimizers(model: nn.Module, # on its device already
     if not muon: return [adamw]
     return [adamw, torch.optim.Muon([params[n] for n in params if n in muon], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
-# %% ../nbs/08_train.ipynb #514f8dec
+# %% ../nbs/08_train.ipynb #cb0cc503
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
@@ -177,7 +178,7 @@ class Objective(nn.Module):
                 input_ids: Tensor, # (batch, length)
                 targets: Tensor|None = None, # (batch, length), the next tokens; -100 is not counted
                 count: int = 1, # what the sum is divided by: the targets of the whole step
-                each: bool = False # the nats of each target instead of their sum
+                each: bool = False # for each target, instead of their sum
                ) -> tuple: # nats, targets that have the highest logit; without targets the guesses (batch, length)
         if each: return self.nats_of_each(input_ids, targets)
         if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
@@ -187,10 +188,14 @@ class Objective(nn.Module):
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
         return nats / count, right
 
-    def nats_of_each(self, input_ids, targets): # (batch, length); 0 where nothing is counted
+    def nats_of_each(self, input_ids, targets) -> tuple: # nats and whether it has the highest logit, (batch, length) each; 0 where nothing is counted
         hidden, head = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state, self.model.get_output_embeddings().weight
-        parts = zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)) # never all logits at once
-        return torch.cat([F.cross_entropy((h @ head.T.to(h.dtype)).float(), y, reduction="none") for h, y in parts]).view_as(targets)
+        nats, right = [], []
+        for h, y in zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)): # never all logits at once
+            logits = (h @ head.T.to(h.dtype)).float()
+            nats.append(F.cross_entropy(logits, y, reduction="none"))
+            right.append(logits.argmax(-1) == y)
+        return torch.cat(nats).view_as(targets), torch.cat(right).view_as(targets)
 
 # %% ../nbs/08_train.ipynb #051e5720
 def eval_windows(n: int, # windows in the validation set
@@ -203,7 +208,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #1e2301c7
+# %% ../nbs/08_train.ipynb #486371e7
 def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
     "The validation batches of this process."
     rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
@@ -226,14 +231,45 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
         if bar is not None: bar.update()
     objective.train(training)
     total = torch.stack(parts).cpu().double().sum(0) # waits for the device only here
-    nats, right, count = (acc.reduce(total.to(device), "sum") if acc and acc.num_processes > 1 else total).tolist()
+    return measures(data, *(acc.reduce(total.to(device), "sum") if acc and acc.num_processes > 1 else total).tolist())
+
+def measures(data, nats: float, right: float, count: float) -> dict:
+    "What sums over targets say, by the names of a run record."
     nats, right = nats / count, right / count
     return dict(val_loss=nats, val_perplexity=perplexity(nats), val_accuracy=right,
                 bits_per_byte=(nats / math.log(2) * data.val_targets + data.unknown_bits) / data.val.n_bytes)
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #9bf888e1
+# %% ../nbs/08_train.ipynb #6c69c5b2
+def val_parts(data # as `load_data` returns it
+             ) -> dict: # arrays with an entry a part: window, document (their numbers), first (target of the window), tokens (targets)
+    "The parts of the validation set, in the order of `val_batch`."
+    if data.windows is None: return dict(window=np.arange(data.n_val_windows), document=data.val_order, first=np.zeros_like(data.val_order), tokens=data.val.counted[data.val_order]) # dialogs
+    length, n, ends = data.cfg.length, len(data.val), np.asarray(data.val.records["end"])
+    starts = np.union1d(np.arange(1, n, length), ends[ends < n]) # of parts; the stream's first token is no target
+    return dict(window=(starts - 1) // length, document=np.searchsorted(ends, starts, "right"), first=(starts - 1) % length, tokens=np.diff(starts, append=n))
+
+@torch.no_grad()
+def evaluate_parts(objective: nn.Module, data, size: int, # windows at a time
+                   device=None, bar=None, acc: Accelerator|None = None) -> dict: # `val_parts`, and for each the sums nats and right
+    "Measure the model on the whole validation set, part by part."
+    parts, windows, training = val_parts(data), eval_windows(data.n_val_windows, size), objective.training
+    mine, sums = range(acc.process_index if acc else 0, len(windows), acc.num_processes if acc else 1), torch.zeros(2, len(parts["window"]), dtype=torch.float64)
+    objective.eval()
+    for i, (x, y) in enumerate(shared_batches(data, windows, acc)):
+        found = objective(x.to(device), y.to(device), 1, True)
+        if bar is not None: bar.update()
+        if i >= len(mine): break # a batch for company only
+        start, stop = windows[mine[i]]
+        a, b = np.searchsorted(parts["window"], [start, stop])
+        at = (parts["window"][a:b] - start) * x.shape[1] + parts["first"][a:b]
+        for k, v in enumerate(found): sums[k, a:b] = torch.from_numpy(np.add.reduceat(v.flatten().cpu().double().numpy(), at))
+    objective.train(training)
+    nats, right = (acc.reduce(sums.to(device), "sum").cpu() if acc and acc.num_processes > 1 else sums).numpy()
+    return parts | dict(nats=nats, right=right)
+
+# %% ../nbs/08_train.ipynb #971ea527
 @torch.no_grad()
 def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
                      length: int, # tokens of a window
@@ -246,7 +282,7 @@ def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
     objective.eval()
     total = torch.zeros(2, length, dtype=torch.float64)
     for x, y in shared_batches(longer, windows, acc):
-        nats = objective(x.to(device), y.to(device), each=True).cpu().double()
+        nats = objective(x.to(device), y.to(device), each=True)[0].cpu().double()
         total += torch.stack([nats.sum(0), (y != -100).sum(0)])
     if acc and acc.num_processes > 1: total = acc.reduce(total.float().to(device), "sum").cpu().double()
     return total[0] / total[1]
@@ -777,15 +813,15 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #1c9d4077
+# %% ../nbs/08_train.ipynb #22ba842e
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
-    windows = eval_windows(data.n_val_windows, self.eval_size)
-    with tqdm(total=-(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
+    with tqdm(total=-(-data.n_val_windows // self.eval_size // self.accelerator.num_processes), desc="whole validation set", leave=False,
               disable=not (self.progress and self.main)) as bar:
-        final = evaluate(self.objective, data, windows, self.device, bar, self.accelerator)
+        parts = evaluate_parts(self.objective, data, self.eval_size, self.device, bar, self.accelerator)
+    final = measures(data, *(float(parts[k].sum()) for k in ("nats", "right", "tokens")))
     if not math.isfinite(final["val_loss"]): self.give_up(s.step, f"loss {final['val_loss']} on the whole validation set")
     self.objective.eval()
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
@@ -793,7 +829,9 @@ def finish(self: Trainer) -> dict: # the summary
     self.lap()
     summary = self.summary(final) | dict(recall=recall, lengths=self.lengths(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
-    if self.main: save_json(summary, self.dir/"summary.json")
+    if self.main:
+        save_windows(parts, self.dir)
+        save_json(summary, self.dir/"summary.json")
     self.attach_summary()
     self.accelerator.wait_for_everyone()
     return summary
@@ -808,6 +846,30 @@ def lengths(self: Trainer) -> list[dict]: # length, val_loss, positions, peak_me
         nats = loss_by_position(self.objective, self.data, m * length, tokens, max(1, self.eval_size // m), self.device, self.accelerator)
         found.append(dict(length=m * length, val_loss=nats.mean().item(), positions=length_table(nats), peak_memory_bytes=peak_memory(self.device)))
     return found
+
+# %% ../nbs/08_train.ipynb #744137c1
+def save_windows(parts: dict, run_dir): # from `evaluate_parts`
+    "Write `val_windows.npz`."
+    with atomic_write(Path(run_dir)/"val_windows.npz", "wb") as f: np.savez_compressed(f, **parts)
+
+def measure_windows(run_dir, # of a finished run
+                    data=None, # its data, if they are loaded already
+                    size: int = 8, # windows at a time
+                    device="cpu") -> dict: # as `evaluate_parts`
+    "Write the `val_windows.npz` of a run that has none, from its last checkpoint."
+    run_dir = Path(run_dir)
+    config, summary, saved = read_json(run_dir/"config.json"), read_json(run_dir/"summary.json"), checkpoints(run_dir)
+    if not saved or int(saved[-1].name[5:]) != summary["steps"]: raise ValueError(f"{run_dir}: has no checkpoint of its last step, {summary['steps']}")
+    if wrong := damage(saved[-1]): raise ValueError(f"checkpoint {saved[-1]}: {wrong}")
+    settings, training = ({k: v for k, v in config[part].items() if k in {f.name for f in fields(cls)}} for part, cls in (("data", DataConfig), ("train", TrainConfig)))
+    data = data or load_data(readable(DataConfig(**settings), TrainConfig(**training), run_dir), progress=False)
+    with no_bars(): model = AutoModelForCausalLM.from_pretrained(saved[-1])
+    parts = evaluate_parts(Objective(model.to(device)), data, size, device)
+    loss = parts["nats"].sum() / parts["tokens"].sum()
+    if not abs(loss - summary["final_val_loss"]) < 5e-3: # the precision of the run may have been another
+        raise ValueError(f"{run_dir}: its last checkpoint has a loss of {loss:.4f} on these data, its summary says {summary['final_val_loss']:.4f}: the corpus is not the one it was")
+    save_windows(parts, run_dir)
+    return parts
 
 # %% ../nbs/08_train.ipynb #10f62d84
 @patch
@@ -934,7 +996,7 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #707bc072
+# %% ../nbs/08_train.ipynb #207ab4c4
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -967,7 +1029,7 @@ def training_lock(run_dir):
 
 def clear_run(run_dir):
     "Delete the record of a run, its summary first."
-    for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
+    for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl", "val_windows.npz"): (Path(run_dir)/name).unlink(missing_ok=True)
     for name in "checkpoints", "start": shutil.rmtree(Path(run_dir)/name, ignore_errors=True)
 
 # %% ../nbs/08_train.ipynb #206dff56
