@@ -9,11 +9,11 @@ __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs',
            'length_table', 'recalled', 'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage',
            'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu',
            'seed_step', 'load_newest', 'load_weights', 'check_start', 'keep_start', 'start_model', 'start_data',
-           'readable', 'Preempted', 'heed_signals', 'save_windows', 'measure_windows', 'peak_memory', 'device_name',
-           'artifact', 'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes', 'check_machine',
-           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
-           'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags',
-           'hybrid_train', 'describe_summary']
+           'readable', 'Preempted', 'Paused', 'heed_signals', 'save_windows', 'measure_windows', 'peak_memory',
+           'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes',
+           'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of',
+           'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter',
+           'with_flags', 'hybrid_train', 'describe_summary']
 
 # %% ../nbs/08_train.ipynb #72b13538
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
@@ -50,7 +50,7 @@ from .loss import linear_cross_entropy
 from .model import HybridConfig
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #6d96b975
+# %% ../nbs/08_train.ipynb #22b21dee
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -82,6 +82,7 @@ class TrainConfig:
     keep_checkpoints: int = 0 # how many of those to keep, the newest; 0 = all. The best stays in any case
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
+    stop_at: int = 0 # leave off after this step, with a checkpoint, to be continued later as the same run; 0 = go on to the end
     start: str|None = None # folder of a checkpoint whose weights, settings and tokenizer the run begins with
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
@@ -95,7 +96,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #22b87d75
+# %% ../nbs/08_train.ipynb #64f9f943
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -108,7 +109,7 @@ def check_config(cfg: TrainConfig):
     for name in "steps batch_size accumulation eval_every log_every".split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
-                 "warmup_steps weight_decay clip eps checkpoint_minutes skip_steps").split():
+                 "warmup_steps weight_decay clip eps checkpoint_minutes skip_steps stop_at").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
@@ -392,9 +393,9 @@ def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #832c88b5
+# %% ../nbs/08_train.ipynb #91f1a4dc
 harmless = set("wandb wandb_project tensorboard threads device compile keep_checkpoints checkpoint_every checkpoint_minutes save_best cache_dir "
-               "parallel activation_checkpointing".split())
+               "parallel activation_checkpointing stop_at".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
     "The settings of a model, data or training configuration."
@@ -734,9 +735,12 @@ def readable(data_config: DataConfig, cfg: TrainConfig, run_dir) -> DataConfig:
     "`data_config` with the place where the tokenizer of a run that starts from a checkpoint lies now."
     return replace(data_config, tokenizer=str(check_start(cfg.start, run_dir))) if cfg.start and data_config.tokenizer == cfg.start else data_config
 
-# %% ../nbs/08_train.ipynb #03878e73
+# %% ../nbs/08_train.ipynb #bfa2f043
 class Preempted(SystemExit):
     "A run that was told to stop, and can be continued."
+
+class Paused(SystemExit):
+    "A run that has come to its `stop_at`."
 
 @contextmanager
 def heed_signals(trainer):
@@ -757,7 +761,7 @@ def asked(self: Trainer) -> tuple: # save by the clock?, stop?
     if self.state.step % self.cfg.log_every: return False, False
     return tuple(x > 0 for x in acc.reduce(torch.tensor(asked, dtype=torch.float32, device=self.device), "sum").tolist())
 
-# %% ../nbs/08_train.ipynb #ddb7290a
+# %% ../nbs/08_train.ipynb #6c73cf8c
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
@@ -782,12 +786,15 @@ def loop(self: Trainer):
     "All steps that are left."
     cfg, s, first = self.cfg, self.state, True
     while not self.done:
+        if cfg.stop_at and s.step >= cfg.stop_at:
+            if self.main: print(f"paused after step {s.step}, as stop_at {cfg.stop_at} says; the same command without it continues", file=sys.stderr)
+            raise Paused(0)
         self.train_step()
         if first: self.exclude_first()
         first, last = False, s.step == cfg.steps
         clock, stop = self.asked()
         evaluates = s.step % cfg.eval_every == 0 or last
-        saves = clock or stop or cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
+        saves = clock or stop or s.step == cfg.stop_at or cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
         if evaluates or saves or s.step % cfg.log_every == 0: self.log(evaluates)
         if saves or self.done or evaluates and cfg.save_best and s.best_step == s.step: self.save()
         self.bar.update()
@@ -847,7 +854,7 @@ def lengths(self: Trainer) -> list[dict]: # length, val_loss, positions, peak_me
         found.append(dict(length=m * length, val_loss=nats.mean().item(), positions=length_table(nats), peak_memory_bytes=peak_memory(self.device)))
     return found
 
-# %% ../nbs/08_train.ipynb #744137c1
+# %% ../nbs/08_train.ipynb #bf0be76c
 def save_windows(parts: dict, run_dir): # from `evaluate_parts`
     "Write `val_windows.npz`."
     with atomic_write(Path(run_dir)/"val_windows.npz", "wb") as f: np.savez_compressed(f, **parts)
@@ -860,7 +867,7 @@ def measure_windows(run_dir, # of a finished run
     run_dir = Path(run_dir)
     config, summary, saved = read_json(run_dir/"config.json"), read_json(run_dir/"summary.json"), checkpoints(run_dir)
     if not saved or int(saved[-1].name[5:]) != summary["steps"]: raise ValueError(f"{run_dir}: has no checkpoint of its last step, {summary['steps']}")
-    if wrong := damage(saved[-1]): raise ValueError(f"checkpoint {saved[-1]}: {wrong}")
+    if (saved[-1]/"checksums.json").exists() and (wrong := damage(saved[-1])): raise ValueError(f"checkpoint {saved[-1]}: {wrong}") # old ones have none
     settings, training = ({k: v for k, v in config[part].items() if k in {f.name for f in fields(cls)}} for part, cls in (("data", DataConfig), ("train", TrainConfig)))
     data = data or load_data(readable(DataConfig(**settings), TrainConfig(**training), run_dir), progress=False)
     with no_bars(): model = AutoModelForCausalLM.from_pretrained(saved[-1])
