@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measured', 'exponents', 'pooled_sd', 'document_draws', 'Comparison', 'compare', 'read_documents', 'letters',
-           'document_variance', 'Power', 'power_text', 'needed_tokens', 'at_cost', 'pareto', 'fit_power', 'extrapolate',
+           'document_variance', 'Power', 'power_text', 'at_cost', 'pareto', 'fit_power', 'extrapolate',
            'extrapolate_like', 'rungs', 'survivors', 'replay_halving']
 
 # %% ../nbs/09a_stats.ipynb #7a317eac
@@ -133,7 +133,7 @@ def document_variance(patterns: list, nats, tokens) -> float: # nats², times to
 
 measured = dict(sd_seed=0.010, document_variance=3.2, source="books-small, 5 patterns × 2 seeds") # of this repository
 
-# %% ../nbs/09a_stats.ipynb #2e247d43
+# %% ../nbs/09a_stats.ipynb #e16869f2
 class Power:
     "What a study of `patterns` patterns can find."
     def __init__(self, patterns: int, tokens: float, # of validation
@@ -165,25 +165,26 @@ class Power:
         while high - low > 1: low, high = ((low, mid) if self.chance(difference, mid := (low + high)//2) >= power else (mid, high))
         return high
 
-# %% ../nbs/09a_stats.ipynb #ca410ddd
+    def needs(self, difference, power=.8) -> tuple: # seeds each, validation tokens
+        "What finds `difference`: more seeds or, where no number of seeds is enough, twice the seeds that endless text would need, and the text for them."
+        if n := self.seeds(difference, power): return n, self.tokens
+        with_text = lambda tokens: Power(self.patterns, tokens, self.sd, self.variance, self.draws)
+        n = 2 * (with_text(1e18).seeds(difference, power, 100_000) or 100_000)
+        low, high = self.tokens, 1e18
+        while high / low > 1.02: low, high = ((low, mid) if with_text(mid := math.sqrt(low*high)).chance(difference, n) >= power else (mid, high))
+        return n, float(f"{high:.2g}")
+
+# %% ../nbs/09a_stats.ipynb #b4cfd63e
 def power_text(patterns: int, seeds: int, tokens: float, difference=.01, sd_seed=None, document_variance=None, source=None) -> str: # a line
     "What a sweep can find, in words."
     given = dict(sd_seed=sd_seed, document_variance=document_variance)
     p = Power(patterns, tokens, **{k: v or measured[k] for k, v in given.items()})
     source = source or f"as measured on {measured['source']}"
     assumed = f"(80 % power, all pairs at once; seeds differ by {p.sd:.4f}, {source})"
-    need, finds = p.seeds(difference), p.smallest(seeds)
-    wanted = f"{difference} nats needs {need} seeds" if need else f"{difference} nats needs more validation text than these {tokens:,.0f} tokens: {needed_tokens(p, difference):,.0f} with 20 seeds"
+    (need, text), finds = p.needs(difference), p.smallest(seeds)
+    wanted = f"{difference} nats needs {need} seeds" + (f" and {text:,.0f} validation tokens instead of {tokens:,.0f}" if text > tokens else "")
     able = f"{seeds} seeds find differences of {finds:.3f} nats" if seeds > 1 else "1 seed finds no difference between patterns, only between these trained models"
     return f"power: {able}; {wanted} {assumed}"
-
-def needed_tokens(p: Power, difference, seeds=20, power=.8) -> float: # inf if the seeds alone are too few
-    "Validation tokens that so many seeds need to find `difference`."
-    make = lambda tokens: Power(p.patterns, tokens, p.sd, p.variance, p.draws).chance(difference, seeds)
-    if make(1e15) < power: return math.inf
-    low, high = 1., 1e15
-    while high / low > 1.02: low, high = ((low, mid) if make(mid := math.sqrt(low*high)) >= power else (mid, high))
-    return high
 
 # %% ../nbs/09a_stats.ipynb #e74e9451
 def at_cost(cost, loss, budget: float) -> float: # NaN outside the curve
