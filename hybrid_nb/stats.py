@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import combinations
 import numpy as np, pandas as pd
 
-# %% ../nbs/09a_stats.ipynb #024034da
+# %% ../nbs/09a_stats.ipynb #9cde3fe7
 def pooled_sd(patterns: list, # of each run
               losses # of each run
              ) -> tuple: # (standard deviation, degrees of freedom)
     "Standard deviation between seeds, pooled over the patterns; NaN if no pattern has two seeds."
-    groups = [g.to_numpy(float) for _, g in pd.Series(np.asarray(losses, float)).groupby(np.asarray(patterns, object))]
+    groups = [g.to_numpy(float) for _, g in pd.Series(np.asarray(losses, float)).groupby(list(patterns))]
     free = sum(len(g)-1 for g in groups)
     return math.sqrt(sum(((g - g.mean())**2).sum() for g in groups)/free) if free else math.nan, free
 
@@ -56,31 +56,32 @@ class Comparison:
         same = self.pairs[~self.pairs.different]
         return [q for q in self.patterns if q != p and ((same.better == p) & (same.worse == q) | (same.better == q) & (same.worse == p)).any()]
 
-# %% ../nbs/09a_stats.ipynb #4906c89a
+# %% ../nbs/09a_stats.ipynb #37e46805
 def compare(patterns: list, # of each run
             losses=None, # of each run; or
             nats=None, tokens=None, # (runs, documents) sums of nats, and (documents,) tokens
-            level: float = .95, draws: int = 2000, seed: int = 0) -> Comparison:
+            level: float = .95, draws: int = 2000, seed: int = 0,
+            wanted: list|None = None # pairs to compare; default: all
+           ) -> Comparison:
     "Compare all patterns at once, by seeds and documents as far as they are known."
-    patterns, rng = np.asarray(patterns, object), np.random.default_rng(seed)
+    names, rng = list(dict.fromkeys(patterns)), np.random.default_rng(seed)
+    patterns = np.array([names.index(p) for p in patterns])  # numbers: a name may be a tuple
     if nats is not None: nats, tokens = np.asarray(nats, float), np.asarray(tokens, float); losses = nats.sum(1) / tokens.sum()
     losses = np.asarray(losses, float)
     order = pd.Series(losses).groupby(patterns).mean().sort_values().index.tolist()
     n = np.array([(patterns == p).sum() for p in order])
     mean, (sd, free) = np.array([losses[patterns == p].mean() for p in order]), pooled_sd(patterns, losses)
-    noise, a, b = np.zeros((draws, len(order))), *np.array(list(combinations(range(len(order)), 2)), int).reshape(-1, 2).T
+    chosen = list(combinations(range(len(order)), 2)) if wanted is None else [sorted(order.index(names.index(p)) for p in pair) for pair in wanted]
+    noise, a, b = np.zeros((draws, len(order))), *np.array(chosen, int).reshape(-1, 2).T
     if nats is not None: noise = document_draws(np.stack([nats[patterns == p].mean(0) for p in order]), tokens, draws, rng)
     v = (noise[:, b] - noise[:, a]).var(0)
-    s2, s2_drawn, inverse = (sd*sd if free else 0.), np.zeros((draws, 1)), 1/n[a] + 1/n[b]
-    if free:
-        noise = noise + rng.normal(size=noise.shape) * sd / np.sqrt(n)
-        s2_drawn = s2 * rng.chisquare(free, (draws, 1)) / free
-    known = nats is not None or free > 0
-    error, drawn = np.sqrt(s2*inverse + v), np.sqrt(s2_drawn*inverse + v)
+    if free: noise = noise + rng.normal(size=noise.shape) * sd * np.sqrt(free / rng.chisquare(free, (draws, 1)) / n)
+    known, error = nats is not None or free > 0, np.sqrt((sd*sd if free else 0.) * (1/n[a] + 1/n[b]) + v)
     with np.errstate(invalid="ignore", divide="ignore"):
-        largest = (np.abs(noise[:, b] - noise[:, a]) / drawn).max(1, initial=0) if known else np.full(draws, np.inf)
+        largest = (np.abs(noise[:, b] - noise[:, a]) / error).max(1, initial=0) if known else np.full(draws, np.inf)
         difference, bound = mean[b] - mean[a], np.quantile(largest, level) if known else np.inf
         p = np.array([(largest >= d).mean() for d in difference / error]) if known else np.ones(len(a))
+    order = [names[i] for i in order]
     half = bound * error if known else np.full(len(a), np.inf)
     pairs = pd.DataFrame(dict(better=[order[i] for i in a], worse=[order[i] for i in b], difference=difference, low=difference - half, high=difference + half,
                               p=p, different=difference > half))
@@ -133,7 +134,7 @@ def document_variance(patterns: list, nats, tokens) -> float: # nats², times to
 
 measured = dict(sd_seed=0.010, document_variance=3.2, source="books-small, 5 patterns × 2 seeds") # of this repository
 
-# %% ../nbs/09a_stats.ipynb #e16869f2
+# %% ../nbs/09a_stats.ipynb #ccafbafc
 class Power:
     "What a study of `patterns` patterns can find."
     def __init__(self, patterns: int, tokens: float, # of validation
@@ -145,11 +146,10 @@ class Power:
         rng, P, doc = np.random.default_rng(0), min(self.patterns, 40), self.variance / self.tokens
         free = P * (seeds - 1)
         if not free: return 0. # one seed says nothing about patterns
-        s2 = self.sd**2 * rng.chisquare(free, self.draws) / free
-        mean = rng.normal(size=(self.draws, P)) * math.sqrt(self.sd**2/seeds + doc/2)
-        t = lambda d: np.abs(d) / np.sqrt(2*s2/seeds + doc)
-        bound = np.quantile(t(np.ptp(mean, axis=1)), level)
-        return float((t(mean[:, 0] - mean[:, 1] + difference) > bound).mean())
+        z, known = rng.normal(size=(self.draws, P)), rng.chisquare(free, self.draws) / free  # how s² comes out, as a share of the true one
+        error = lambda s2: np.sqrt(2*self.sd**2*s2/seeds + doc)
+        bound = np.quantile(np.ptp(z, axis=1) * error(1/known[::-1]), level) / math.sqrt(2) / error(1)
+        return float((np.abs((z[:, 0] - z[:, 1]) / math.sqrt(2) * error(1) + difference) > bound * error(known)).mean())
 
     def smallest(self, seeds: int, power=.8) -> float: # inf with one seed
         "The difference that is found with that chance."
