@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'script', 'exports', 'load_config', 'load_run', 'load_runs',
            'load_metrics', 'read_wandb_csv', 'study_comparison', 'add_flops', 'summary_table', 'difference',
-           'format_table', 'format_count', 'format_flops', 'format_seconds', 'flat', 'study_settings', 'answer',
-           'report_card', 'budget_verdict', 'equal_budgets', 'size_classes', 'caveats', 'local_path', 'run_parameters',
-           'recipe_of', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking', 'plot_differences',
-           'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost', 'format_budgets', 'foretold',
-           'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show', 'show_table', 'study_record',
-           'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet', 'export_latex', 'export_wandb',
-           'compare_studies', 'comparison_answer', 'comparison_text', 'comparison_record', 'setting_changes',
-           'plot_comparison', 'fingerprint', 'is_alive', 'is_held', 'watch', 'hybrid_report']
+           'format_table', 'format_count', 'flop_unit', 'format_flops', 'format_seconds', 'flat', 'study_settings',
+           'answer', 'report_card', 'budget_verdict', 'equal_budgets', 'size_classes', 'caveats', 'local_path',
+           'run_parameters', 'recipe_of', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking',
+           'plot_differences', 'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost', 'format_budgets',
+           'foretold', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show', 'show_table',
+           'study_record', 'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet', 'export_latex',
+           'export_wandb', 'compare_studies', 'comparison_answer', 'comparison_text', 'comparison_record',
+           'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'is_held', 'watch', 'hybrid_report']
 
 # %% ../nbs/11_results.ipynb #aba12ef0
 import json, math, os, re, shlex, sys, time, warnings
@@ -197,7 +197,7 @@ def difference(c: Comparison, p, q) -> tuple: # how much `q` is above `p`, with 
     r = c.pair(p, q)
     return (r.difference, r.low, r.high) if r.better == p else (-r.difference, -r.high, -r.low)
 
-# %% ../nbs/11_results.ipynb #14878277
+# %% ../nbs/11_results.ipynb #233f3db5
 def _with_spread(mean, sd, n): return f"{mean:.4f}" if n < 2 or math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 def format_table(table # as from `summary_table`
@@ -208,7 +208,7 @@ def format_table(table # as from `summary_table`
     cols |= {"Layers": table.layers.astype(str), "Seeds": table.seeds.astype(str),
             "Final val. loss": [_with_spread(*r) for r in zip(table.final_val_loss, table.final_val_loss_std, table.seeds)]}
     if c.basis != "nothing" and len(table) > 1:
-        cols["Above the best (95 %)"] = ["–" if i == 0 else f"{d:+.4f} ({low:+.4f} to {high:+.4f})" for i, (d, low, high) in enumerate(zip(table.difference, table.difference_low, table.difference_high))]
+        cols["Above the best (95 %)"] = ["–" if i == 0 else f"{d:+.4f} ± {high - d:.4f}" for i, (d, high) in enumerate(zip(table.difference, table.difference_high))]
         cols["Group"] = table.group
     spec = dict(best_val_loss=("Best val. loss", "{:.4f}".format), final_val_perplexity=("Perplexity", "{:.2f}".format),
         bits_per_byte=("Bits per byte", "{:.4f}".format), above_floor=("Above floor", "{:+.4f}".format), val_accuracy=("Accuracy", "{:.1%}".format),
@@ -218,13 +218,12 @@ def format_table(table # as from `summary_table`
         if key in table: cols[head] = num(key, f)
     return pd.DataFrame(cols)
 
-# %% ../nbs/11_results.ipynb #35a16b18
+# %% ../nbs/11_results.ipynb #ac18bd0c
 def format_count(n): return f"{n/1e9:.2f} B" if n >= 1e9 else f"{n/1e6:.1f} M" if n >= 1e7 else f"{n/1e6:.2f} M" if n >= 1e5 else f"{n:,.0f}"
 
-def format_flops(n):
-    for unit, size in dict(ZFLOP=1e21, EFLOP=1e18, PFLOP=1e15, TFLOP=1e12).items():
-        if n >= size: return f"{n/size:.3g} {unit}"
-    return f"{n/1e9:.3g} GFLOP"
+def flop_unit(n): return next(((u, size) for u, size in dict(ZFLOP=1e21, EFLOP=1e18, PFLOP=1e15, TFLOP=1e12).items() if n >= size), ("GFLOP", 1e9))
+
+def format_flops(n): return f"{n/flop_unit(n)[1]:.3g} {flop_unit(n)[0]}"
 
 def format_seconds(s): return f"{s/3600:.1f} h" if s >= 7200 else f"{s/60:.1f} min" if s >= 300 else f"{s:.1f} s"
 
@@ -284,13 +283,13 @@ def report_card(runs, table) -> dict: # claim, evidence, verdict: Markdown
     claim = answer(table)
     return dict(claim=claim, evidence=evidence[:1].upper() + evidence[1:], verdict=verdict + budget_verdict(runs, table))
 
-# %% ../nbs/11_results.ipynb #5d46a069
+# %% ../nbs/11_results.ipynb #55af92dd
 def budget_verdict(runs, table) -> str: # a sentence, with a space before it, or nothing
     "Whether the best is the best at equal compute and time, too."
     budgets = equal_budgets(runs)
     others = {what: budgets[key].idxmin() for what, key in dict(compute="at_compute", time="at_time").items() if key in budgets and budgets[key].notna().sum() > 1}
     lost = [f"`{p}` at equal {what}" for what, p in others.items() if p != table.pattern[0]]
-    return f" At equal cost another has the lowest loss: {_list(lost)}." if lost else f" It has the lowest loss at equal {' and equal '.join(others)}, too." if others else ""
+    return f" At equal cost another has the lowest loss: {_list(lost)}." if lost else f" `{table.pattern[0]}` has the lowest loss at equal {' and equal '.join(others)}, too." if others else ""
 
 # %% ../nbs/11_results.ipynb #510e9719
 def equal_budgets(runs # as from `add_flops`
@@ -595,15 +594,16 @@ def _place_labels(ax, points, styles, # points: {pattern: (x, y)}
         ax.annotate(_label(p), point, (dx, dy), textcoords="offset points", color=color, fontsize=8.5, family="DejaVu Sans Mono", va="center",
                     ha="left" if dx > 0 else "right" if dx < 0 else "center", arrowprops=line | dict(color=color) if i >= 8 else None)
 
-# %% ../nbs/11_results.ipynb #6c069589
+# %% ../nbs/11_results.ipynb #a18c25f1
 def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
              ):
     "Final loss against parameters, compute and time, each with its Pareto front; None if none of them is known."
     done, styles = runs[runs.status == "finished"], pattern_styles(rank_patterns(runs))
-    costs = [("parameters", "parameters (millions)", 1e-6), ("training_flops", "compute (10¹⁵ operations)", 1e-15), ("runtime_seconds", "training time (seconds)", 1)]
+    unit, size = flop_unit(done.training_flops.max() if "training_flops" in done else 0)
+    costs = [("parameters", "parameters (millions)", 1e-6), ("training_flops", f"compute ({unit})", 1/size), ("runtime_seconds", "training time (seconds)", 1)]
     costs = [c for c in costs if c[0] in done and done[c[0]].notna().any()]
     if not costs: return None
-    fig, axes = _axes(4.6*len(costs), 3.9, len(costs), sharey=True, squeeze=False)
+    fig, axes = _axes(max(9.2, 3.7*len(costs)), 3.9, len(costs), sharey=True, squeeze=False)
     for ax, (key, label, scale) in zip(axes[0], costs):
         points, seeds = {}, list(zip(done[key]*scale, done.final_val_loss))
         for p, g in done.dropna(subset=[key, "final_val_loss"]).groupby("pattern"):
@@ -619,10 +619,10 @@ def plot_cost(runs # as from `load_runs` or `read_wandb_csv`
     axes[0, 0].set(ylabel="final validation loss (nats a token)")
     return fig
 
-# %% ../nbs/11_results.ipynb #4548ad9c
+# %% ../nbs/11_results.ipynb #f3655909
 def format_budgets(runs, table) -> pd.DataFrame: # text, headed for readers
     "The loss of each pattern at the end and at equal cost, with the marks of the Pareto fronts."
-    budgets, cols, mean = equal_budgets(runs), {"Pattern": table.pattern}, table.set_index("pattern")
+    budgets, cols, mean = equal_budgets(runs), {"": [str(i) for i in range(1, len(table) + 1)], "Pattern": table.pattern}, table.set_index("pattern")
     heads = dict(at_end=("At the end", None), at_compute=("At equal compute", format_flops), at_time=("At equal time", format_seconds))
     for key, (head, form) in heads.items():
         if key not in budgets: continue
@@ -941,7 +941,7 @@ def compare_studies(a, b # runs of two studies, as from `load_runs`
     out.attrs |= dict(basis=c.basis, sd=c.sd, free=c.free, documents=c.documents)
     return out
 
-# %% ../nbs/11_results.ipynb #ff6ae1a6
+# %% ../nbs/11_results.ipynb #4967ecce
 def comparison_answer(table # from `compare_studies`
                      ) -> dict: # claim, evidence, verdict
     "The card of a comparison."
@@ -959,7 +959,7 @@ def comparison_text(record: dict) -> pd.DataFrame: # text, headed for readers
     a, b = record["studies"]
     t = pd.DataFrame(record["table"])
     interval = [f"{r.difference:+.4f}" + (f" ({r.low:+.4f} to {r.high:+.4f})" if pd.notna(r.low) and math.isfinite(r.low) else "") for r in t.itertuples()]
-    return pd.DataFrame({"Pattern": t.pattern, a: t.loss_a.map("{:.4f}".format), b: t.loss_b.map("{:.4f}".format), "Difference (95 %)": interval, "Differs": np.where(t.different, "yes", "–")})
+    return pd.DataFrame({"": [str(i) for i in range(1, len(t) + 1)], "Pattern": t.pattern, a: t.loss_a.map("{:.4f}".format), b: t.loss_b.map("{:.4f}".format), "Difference (95 %)": interval, "Differs": np.where(t.different, "yes", "–")})
 
 def comparison_record(a, b, title) -> dict:
     "The numbers of a comparison for other programs."
