@@ -40,7 +40,7 @@ def test_page_stands_alone(page):
 def test_figures_name_their_points_and_tables_sort(page):
     "What the script needs is in the page; what it says agrees with the table."
     html, record = page.read_text(), json.loads(page.with_suffix(".json").read_text())
-    boxes = [json.loads(unescape(b)) for b in re.findall(r'class="hover" data-points="(.*?)"', html)]
+    boxes = [json.loads(unescape(b)) for _, b in re.findall(r"""class="hover" data-points=(["'])(.*?)\1""", html)]
     assert len(boxes) == 4 and all(0 <= x <= 1 and 0 <= y <= 1 for b in boxes for x, y, _ in b)
     assert {text for _, _, text in boxes[0]} == {f"{r['pattern']}: {r['final_val_loss']:.4f}" for r in record["runs"] if r["status"] == "finished"}
     assert 'table class="dataframe summary"' in html and 'querySelectorAll("table.summary")' in html and "aria-sort" in html
