@@ -319,7 +319,7 @@ def size_classes(table) -> list: # of lists of patterns, small models first; in 
     order = table.pattern.tolist()
     return [sorted(c, key=order.index) for c in classes]
 
-# %% ../nbs/11_results.ipynb #c92201f3
+# %% ../nbs/11_results.ipynb #1f6163fe
 def caveats(runs, table) -> list: # of sentences
     "What a careful reader should hold against the comparison, computed from the runs."
     out, done, seeds, c = [], runs[runs.status == "finished"], int(table.seeds.min()), table.attrs["comparison"]
@@ -329,7 +329,7 @@ def caveats(runs, table) -> list: # of sentences
         if c.free and c.free < 10: out.append(f"The scatter between seeds is estimated from few runs ({c.free} degree{'s'*(c.free != 1)} of freedom) and taken to be the same for all patterns; the intervals are wide to allow for it.")
     if table.seeds.nunique() > 1: out.append(f"The patterns have between {seeds} and {table.seeds.max()} seeds.")
     if n := int((runs.status == "stopped").sum()):
-        out.append(f"{n} of {len(runs)} runs were stopped on the way by successive halving. They are not ranked, have no final loss, and might have caught up.")
+        out.append(f"{n} of {len(runs)} runs {'was' if n == 1 else 'were'} stopped on the way by successive halving; without a final loss they are not ranked, and might have caught up.")
     if n := int((~runs.status.isin(["finished", "stopped"])).sum()): out.append(f"{n} of {len(runs)} runs have no result; they are listed below and could change the order.")
     if "parameters" in table and table.parameters.max() > 1.05*table.parameters.min():
         out.append(f"The models are not of one size: {format_count(table.parameters.min())} to {format_count(table.parameters.max())} parameters.")
