@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 BIN := .venv/bin
 STUDY ?= quick
 README ?= README.md
+LONG := $(addprefix tests/test_,data.py dialog.py recipes.py train.py)
 
 .PHONY: help setup report test bench lab docs readme clean
 help: ## list the targets
@@ -20,15 +21,17 @@ report: setup ## run the quick study and write reports/quick.html
 	$(BIN)/hybrid_sweep --study $(STUDY)
 	$(BIN)/hybrid_report runs/$(STUDY) --out reports/$(STUDY).html
 
-# A fresh process for each notebook: it defines operators that others import. Triton comes with Linux only.
+# Two jobs at a time, of one thread each: pytest on the tests that take longest, pytest on the others, and each notebook in a fresh process, since it defines
+# operators that others import. A job's output is shown when it ends. Triton comes with Linux only.
 .venv/tests: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,tests]'
 	@touch .venv/tests
 
 test: .venv/tests ## check that notebooks and package agree, then test both
 	$(BIN)/pytest -q tests/test_notebooks.py
-	ls nbs/*.ipynb | if $(BIN)/python -c 'import triton' 2>/dev/null; then cat; else grep -v triton; fi | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/nbdev_test --path
-	$(BIN)/pytest -q tests --ignore tests/test_notebooks.py
+	{ echo pytest -q $(LONG); echo pytest -q tests --ignore tests/test_notebooks.py $(LONG:%=--ignore %); \
+	  ls nbs/*.ipynb | if $(BIN)/python -c 'import triton' 2>/dev/null; then cat; else grep -v triton; fi | sed 's/^/nbdev_test --path /'; } \
+	| OMP_NUM_THREADS=1 xargs -L 1 -P 2 sh -c 'out=$$($(BIN)/"$$@" 2>&1); code=$$?; printf "%s: %s\n" "$$*" "$$out"; exit $$code' job
 
 bench: setup ## measure the scan and the model beside their peers on the CPU, about ten minutes
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mambapy

@@ -6,15 +6,16 @@
 __all__ = ['ContextConfig', 'check_context', 'ContextBlock', 'LoopWeights', 'LoopSpec', 'context_loop_plain', 'Trace',
            'context_loop', 'ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTrainedModel',
            'ContextModel', 'ContextForCausalLM', 'build_word_tokenizer', 'SpellingModel', 'word_perplexities',
-           'expand_context']
+           'expand_config', 'freeze_old', 'expand_context']
 
-# %% ../nbs/05_context.ipynb #fc2ec392
+# %% ../nbs/05_context.ipynb #0aa4d418
 import math, os, threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .loss import linear_cross_entropy
 
-# %% ../nbs/05_context.ipynb #a7888b4b
+# %% ../nbs/05_context.ipynb #895ec038
 class ContextConfig(PreTrainedConfig):
     "Everything that determines a context-vector model but its weights."
     model_type, attribute_map = "hybrid_nb_context", {"hidden_size": "network_size"} # the name other tools look for
@@ -57,6 +58,14 @@ class ContextConfig(PreTrainedConfig):
     def num_hidden_layers(self): return self.depth
     @property
     def pattern(self): return "C" * self.depth # what the trainer writes down for it
+
+    def save_pretrained(self, save_directory, **kwargs):
+        "Also write the code that others need to load the model."
+        if self._auto_class is None: # or this is that code, which transformers copies itself
+            classes = dict(AutoConfig="ContextConfig", AutoModel="ContextModel", AutoModelForCausalLM="ContextForCausalLM")
+            self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "context", classes)
+            if self.architectures == ["ContextForCausalLM"]: self.architectures = ["AutoModelForCausalLM"] # which the server of transformers can find
+        super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/05_context.ipynb #c0b699e4
 def check_context(c):
@@ -339,13 +348,29 @@ class ContextCache(Cache):
     "One vector for each sequence, however long it is."
     def __init__(self):
         super().__init__(layers=[])
-        self.context, self.seen = None, 0
+        self.context, self.seen, self.past, self.recording = None, 0, None, False
 
     def __repr__(self): return f"ContextCache({self.seen} tokens, {0 if self.context is None else self.context.numel()} numbers)"
     @property
     def is_compileable(self): return False
     def get_seq_length(self, layer_idx=0): return self.seen
-    def reset(self): self.context, self.seen = None, 0
+    def reset(self): self.context, self.seen, self.past = None, 0, None
+    @property
+    def is_croppable(self): return True
+    def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
+
+    def keep(self, contexts: Tensor): # (batch, length, context)
+        "Take over the contexts of new tokens."
+        self.context, self.seen = contexts[:, -1], self.seen + contexts.shape[1]
+        if self.recording: self.past = contexts if self.past is None else torch.cat([self.past, contexts], 1)[:, -65:] # a draft model reads its own tokens one by one
+
+    def crop(self, tokens_to_remove):
+        if n := abs(tokens_to_remove): self.context, self.seen = self.past[:, -1-n], self.seen - n
+        self.past = None
+
+    def settle(self): self.recording, self.past = False, None
+    def tensors(self): return {"seen": torch.tensor([self.seen])} | ({} if self.context is None else {"context": self.context})
+    def load_tensors(self, found): self.seen, self.context = int(found["seen"]), found.get("context")
     def _select(self, f):
         if self.context is not None: self.context = f(self.context)
     def reorder_cache(self, beam_idx): self._select(lambda c: c.index_select(0, beam_idx.to(c.device)))
@@ -415,7 +440,7 @@ class ContextModel(ContextPreTrainedModel):
         lost = self.reconstruction_loss(x, start, contexts, keep) if c.reconstruction_weight and auxiliary else None
         if c.use_cache and not self.training if use_cache is None else use_cache:
             past_key_values = past_key_values if past_key_values is not None else ContextCache()
-            past_key_values.context, past_key_values.seen = contexts[:, -1], past_key_values.seen + x.shape[1]
+            past_key_values.keep(contexts)
         else: past_key_values = None
         return ContextModelOutput(last_hidden_state=torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1), past_key_values=past_key_values, context=contexts[:, -1],
                                   contexts=contexts, reconstruction_loss=lost)
@@ -454,8 +479,13 @@ class ContextForCausalLM(ContextPreTrainedModel, GenerationMixin):
         loss = nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
         return loss if out.reconstruction_loss is None else loss + self.config.reconstruction_weight * out.reconstruction_loss
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls): return False # the model makes a `ContextCache` itself
+    def new_cache(self): return ContextCache()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args): # of transformers, which would make a cache of its own
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            cache = model_kwargs["past_key_values"] = self.new_cache()
+            if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask
@@ -527,21 +557,31 @@ def word_perplexities(nats: Tensor, # (...) surprise of each target
     n_bytes = sum(len(word.encode()) + 1 for word in words)
     return out | dict(bits_per_byte=(nats[real].sum().item() / math.log(2) + spelt) / n_bytes, spelling_share=spelt / (nats[real].sum().item() / math.log(2) + spelt))
 
-# %% ../nbs/05_context.ipynb #8930e14c
+# %% ../nbs/05_context.ipynb #edb79b37
+def expand_config(config: ContextConfig, # stays as it is
+                  context_dim: int # more than it has
+                 ) -> ContextConfig:
+    "A copy of the configuration with a larger context; what is added is a part of its own."
+    old = config.context_dim
+    if not isinstance(context_dim, int) or context_dim <= old: raise ValueError(f"context_dim {context_dim!r}: must be a whole number above {old}, which the model has")
+    config = deepcopy(config)
+    config.context_dim, config.context_blocks = context_dim, [*config.context_blocks, context_dim - old]
+    return config
+
+def freeze_old(model: ContextForCausalLM):
+    "Let only the part of the context that was added last be trained."
+    new = f"model.blocks.{len(model.config.context_blocks) - 1}."
+    for name, p in model.named_parameters(): p.requires_grad_(name.startswith(new))
+
+# %% ../nbs/05_context.ipynb #2bd70811
 def expand_context(model: ContextForCausalLM, # stays as it is
                    context_dim: int, # more than it has
                    train: str = "new" # what will be trained: new (the rest is frozen) or all
                   ) -> ContextForCausalLM:
     "A copy of the model with a larger context and, for now, the same outputs."
-    old = model.config.context_dim
     if train not in ("new", "all"): raise ValueError(f"train {train!r}: must be new or all")
-    if not isinstance(context_dim, int) or context_dim <= old: raise ValueError(f"context_dim {context_dim!r}: must be a whole number above {old}, which the model has")
-    config = deepcopy(model.config)
-    config.context_dim, config.context_blocks = context_dim, [*config.context_blocks, context_dim - old]
-    grown = ContextForCausalLM(config).to(dtype=model.dtype, device=model.device).train(model.training)
-    missing, unexpected = grown.load_state_dict(model.state_dict(), strict=False)
-    new = f"model.blocks.{len(config.context_blocks) - 1}."
-    assert not unexpected and all(name.startswith(new) for name in missing)
+    grown = ContextForCausalLM(expand_config(model.config, context_dim)).to(dtype=model.dtype, device=model.device).train(model.training)
+    grown.load_state_dict(model.state_dict(), strict=False) # all but the new part
     nn.init.zeros_(grown.model.blocks[-1].read.weight)
-    for name, p in grown.named_parameters(): p.requires_grad_(train == "all" or name.startswith(new))
+    if train == "new": freeze_old(grown)
     return grown

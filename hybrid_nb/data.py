@@ -9,11 +9,12 @@ __all__ = ['corpora', 'units', 'START', 'FORMAT', 'END', 'BPE_CHARS', 'BLOCK_CHA
            'row_text', 'estimated_lines', 'expected_documents', 'published_split', 'joins_rows', 'read_documents',
            'with_hash', 'Documents', 'digest', 'checksum', 'size_and_checksum', 'sums_of', 'new_folder', 'broken_file',
            'cached_folder', 'corpus_key', 'cache_root', 'train_bpe', 'load_tokenizer', 'tokenizer_key',
-           'vocabulary_size', 'corpus_tokenizer', 'word_tokenizer', 'batch_encoder', 'token_spans', 'tokenizing_job',
-           'document_ids', 'find_bad_document', 'tokenize_block', 'part_head', 'work', 'Worker', 'Workers',
-           'block_threads', 'blocks', 'tokenize_parts', 'drop_copies', 'link_or_copy', 'TokenWriter', 'corpus_source',
-           'common_counts', 'find_base', 'mark_kept', 'add_parts', 'write_tokens', 'known_hashes', 'Shards', 'joined',
-           'TokenSet', 'Windows', 'epoch_order', 'batch_windows', 'Data', 'worker_count', 'remove_parts', 'load_data']
+           'vocabulary_size', 'corpus_tokenizer', 'count_words', 'save_spelling', 'with_spelling', 'word_tokenizer',
+           'batch_encoder', 'token_spans', 'tokenizing_job', 'document_ids', 'find_bad_document', 'tokenize_block',
+           'part_head', 'work', 'Worker', 'Workers', 'block_threads', 'blocks', 'tokenize_parts', 'drop_copies',
+           'link_or_copy', 'TokenWriter', 'corpus_source', 'common_counts', 'find_base', 'mark_kept', 'add_parts',
+           'write_tokens', 'known_hashes', 'Shards', 'joined', 'TokenSet', 'Windows', 'epoch_order', 'batch_windows',
+           'Data', 'DocumentWindows', 'DocumentData', 'worker_count', 'remove_parts', 'load_data']
 
 # %% ../nbs/07_data.ipynb #d57bf08f
 import difflib, glob, hashlib, inspect, itertools, json, os, re, shutil, subprocess, sys, threading, warnings, zipfile, zlib
@@ -79,7 +80,7 @@ corpus("dolly", hub="databricks/databricks-dolly-15k", dialog=True)
 corpus("alpaca-ja", hub="fujiki/japanese_alpaca_data", dialog=True)
 corpus("chat-demo", generate=_chat_demo, dialog=True, val_fraction=0.2);
 
-# %% ../nbs/07_data.ipynb #cd3968f0
+# %% ../nbs/07_data.ipynb #1b0554c4
 @dataclass
 class DataConfig:
     "What to read, how to tokenize it, and how long a window is."
@@ -96,6 +97,7 @@ class DataConfig:
     vocab_size: int = 2048             # of "bpe" and "word"
     length: int = 256                  # tokens a window predicts
     stride: float = 1.0                # from one training window to the next, in windows
+    carry_state: bool = False          # rows of a batch follow their documents from step to step, and recurrent blocks go on with the state that a window left
     dialog: bool = False               # rows of the files are instructions with responses (a declared corpus says so itself)
     response_share: float = 0.5        # of a window, which the response of a dialog keeps where prompt and response are too long together
     on_bad_line: str = "stop"          # at a row of a dialog corpus that is broken or has no response: stop or skip
@@ -107,6 +109,7 @@ class DataConfig:
         check("length", self.length >= 1, "at least 1 token")
         check("stride", self.stride > 0 and round(self.stride*self.length) >= 1,
               f"above 0, and a step of at least one token (length {self.length})")
+        check("stride", not self.carry_state or self.stride == 1, "1 with carry_state: windows follow one another")
         check("val_fraction", self.val_fraction is None or 0 < self.val_fraction < 1, "between 0 and 1, both excluded")
         check("max_documents", self.max_documents is None or self.max_documents >= 2, "at least 2 (one is held out)")
         check("max_chars", self.max_chars is None or self.max_chars >= 0, "at least 1, or 0 for no limit")
@@ -537,11 +540,11 @@ def vocabulary_size(tok) -> int: # one more than the largest token id
     "How many rows an embedding needs."
     return max(tok.get_vocab().values()) + 1
 
-# %% ../nbs/07_data.ipynb #19710f7f
+# %% ../nbs/07_data.ipynb #5c185509
 def corpus_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progress=True):
     "The tokenizer `cfg` asks for; a trained one comes from the cache."
     if cfg.tokenizer == "word": return word_tokenizer(cfg, documents, rebuild, progress)
-    if cfg.tokenizer != "bpe": return load_tokenizer(cfg.tokenizer)
+    if cfg.tokenizer != "bpe": return with_spelling(load_tokenizer(cfg.tokenizer), cfg, documents, rebuild, progress)
     import tokenizers
     key = digest([corpus_key(documents.corpus), cfg.vocab_size, BPE_CHARS, tokenizers.__version__])
     def fill(folder):
@@ -557,18 +560,35 @@ def corpus_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progr
 
 BPE_CHARS = 100_000_000
 
-# %% ../nbs/07_data.ipynb #154ad230
+# %% ../nbs/07_data.ipynb #b8b59af1
+def count_words(documents: Documents, progress=True) -> tuple: # of training and of validation documents
+    counts = Counter(), Counter()
+    for d in documents.bar(documents, "counting words", progress): counts[d["val"]].update(d["text"].split())
+    return counts
+
+def save_spelling(tok, counts: Counter, held: Counter, folder: Path):
+    "Write down what the unknown words of the validation documents cost to spell."
+    from hybrid_nb.context import SpellingModel
+    spelling, known = SpellingModel(counts.elements()), tok.get_vocab()
+    save_json(dict(unknown_bits=sum(n * spelling.bits(w) for w, n in held.items() if w not in known)), folder/"unknown.json")
+
+def with_spelling(tok, cfg: DataConfig, documents: Documents, rebuild=False, progress=True):
+    "A tokenizer from elsewhere; one of words, such as that of a checkpoint, with its `unknown_bits` on this corpus."
+    if type(getattr(getattr(tok, "backend_tokenizer", None), "model", None)).__name__ != "WordLevel": return tok
+    def fill(folder): save_spelling(tok, *count_words(documents, progress), folder)
+    folder = cached_folder(cache_root(cfg)/"tokenizers"/f"spelling-{digest([corpus_key(documents.corpus), tokenizer_key(tok)])}", fill, rebuild)
+    tok.unknown_bits = json.loads((folder/"unknown.json").read_text())["unknown_bits"]
+    return tok
+
 def word_tokenizer(cfg: DataConfig, documents: Documents, rebuild=False, progress=True):
     "A tokenizer of the most frequent words, from the cache; its `unknown_bits` are what the unknown words of the validation documents cost to spell."
     def fill(folder):
-        from hybrid_nb.context import build_word_tokenizer, SpellingModel
-        counts, held = Counter(), Counter()
-        for d in documents.bar(documents, "counting words", progress): (held if d["val"] else counts).update(d["text"].split())
+        from hybrid_nb.context import build_word_tokenizer
+        counts, held = count_words(documents, progress)
         tok = build_word_tokenizer(counts.elements(), cfg.vocab_size)
-        spelling, known = SpellingModel(counts.elements()), tok.get_vocab()
         tok.eos_token = tok.bos_token = tok.pad_token
         tok.save_pretrained(folder)
-        save_json(dict(unknown_bits=sum(n * spelling.bits(w) for w, n in held.items() if w not in known)), folder/"unknown.json")
+        save_spelling(tok, counts, held, folder)
     folder = cached_folder(cache_root(cfg)/"tokenizers"/f"word{cfg.vocab_size}-{digest([corpus_key(documents.corpus), cfg.vocab_size])}", fill, rebuild)
     tok = load_tokenizer(folder, "PreTrainedTokenizerFast")
     tok.unknown_bits = json.loads((folder/"unknown.json").read_text())["unknown_bits"]
@@ -1133,7 +1153,107 @@ def stats(self: Data) -> dict: # JSON
                 bytes=train.n_bytes + val.n_bytes, bytes_per_token=(train.n_bytes + val.n_bytes) / (len(train) + len(val)),
                 vocab_size=self.vocab_size, floor_bits_per_byte=self.floor_bits_per_byte)
 
-# %% ../nbs/07_data.ipynb #032d3f58
+# %% ../nbs/07_data.ipynb #4ebbc083
+class DocumentWindows:
+    "Windows of up to `length` targets that keep to one document, whose end is its last target."
+    def __init__(self, ends: np.ndarray, # (documents,) where each ends in the stream of tokens, whose first is an end-of-text token
+                 length: int):
+        self.length, self.ends = length, ends.astype(np.int64)
+        self.begins = np.concatenate([[1], self.ends[:-1]])
+        self.counts = -(-(self.ends - self.begins) // length)      # windows of each document
+        self.first = np.concatenate([[0], np.cumsum(self.counts)]) # number of its first window
+        self.count = int(self.first[-1])
+
+    def unique(self) -> int: # tokens
+        return int(self.ends[-1]) - 1
+
+    def document(self, i): # numbers of windows -> numbers of documents
+        return np.searchsorted(self.first, i, "right") - 1
+
+    def targets(self, i) -> tuple: # where the targets of windows begin and end in the stream
+        doc = self.document(i)
+        start = self.begins[doc] + (i - self.first[doc])*self.length
+        return start, np.minimum(start + self.length, self.ends[doc])
+
+# %% ../nbs/07_data.ipynb #3347856b
+class DocumentData(Data):
+    "Data whose windows keep to documents and come in their order, for models that hand a state on."
+    def __init__(self, cfg: DataConfig, tokenizer, folder: Path):
+        super().__init__(cfg, tokenizer, folder)
+        self.windows, self.val_windows = (DocumentWindows(np.asarray(side.records["end"]), cfg.length) for side in (self.train, self.val))
+        self.n_train_windows, self._line = self.windows.count, lru_cache(2)(self._line)
+
+    def _line(self, seed, epoch):
+        "The documents of an epoch in order, and where each ends in the line of all windows."
+        order = epoch_order(seed, epoch, self.train.n_documents)
+        return order, np.cumsum(self.windows.counts[order])
+
+    def window(self, i: int) -> torch.Tensor: # (up to length + 1,) int64
+        "Training window `i`."
+        [start], [stop] = self.windows.targets(np.array([i]))
+        return torch.from_numpy(self.train.tokens[start-1:stop].astype(np.int64))
+
+    def batch_windows(self, seed: int, step: int, batch_size: int) -> np.ndarray: # (batch_size,) numbers of training windows
+        "Which windows make up the batch of a step."
+        steps = self.n_train_windows // batch_size
+        if not steps: raise ValueError(f"batch_size {batch_size}: with carry_state each row follows a text of its own, and corpus {self.cfg.corpus!r} has {self.n_train_windows} windows of {self.cfg.length} tokens")
+        (order, ends), place = self._line(seed, step // steps), np.arange(batch_size)*steps + step % steps
+        at = np.searchsorted(ends, place, "right")
+        return self.windows.first[order[at] + 1] - (ends[at] - place)
+
+    def goes_on(self, seed: int, step: int, batch_size: int) -> np.ndarray: # (batch_size,) bool
+        "Which rows of a step go on where they were in the step before."
+        i = self.batch_windows(seed, step, batch_size)
+        return (step % (self.n_train_windows // batch_size) > 0) & (self.windows.first[self.windows.document(i)] < i)
+
+    def step_batch(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> tuple: # input_ids and targets, each (rows, length) int64
+        "The batch of a step, or part of it."
+        return self.read(self.train, *self.windows.targets(self.batch_windows(seed, step, batch_size)[rows]))
+
+    def train_batch(self, *args, **kw): raise ValueError("carry_state True: windows are not of equal length; take step_batch")
+
+    def targets(self, seed: int, step: int, batch_size: int) -> int:
+        "How many targets the whole batch of a step has."
+        start, stop = self.windows.targets(self.batch_windows(seed, step, batch_size))
+        return int((stop - start).sum())
+
+# %% ../nbs/07_data.ipynb #668b4296
+@patch
+def read(self: DocumentData, side: TokenSet, start, stop # where the targets of each row begin and end
+        ) -> tuple: # input_ids and targets, each (rows, length) int64; -100 where there is no target
+    "Rows of tokens, padded on the right."
+    x = torch.full((len(start), self.cfg.length), self.tokenizer.eos_token_id)
+    y = torch.full_like(x, -100)
+    for row, (a, b) in enumerate(zip(start, stop)):
+        tokens = torch.from_numpy(side.tokens[a-1:b].astype(np.int64))
+        x[row, :b-a], y[row, :b-a] = tokens[:-1], tokens[1:]
+    return x, y
+
+@patch
+def val_documents(self: DocumentData, windows: int = 0 # about how many they should have together; 0 = all documents
+                 ) -> np.ndarray: # numbers of validation documents
+    "Documents to evaluate on, evenly spread, the longest first."
+    n, share = self.val.n_documents, min(1, windows / self.val_windows.count) if windows else 1
+    chosen = np.arange(m := max(1, round(n*share))) * n // m
+    return chosen[np.argsort(-self.val_windows.counts[chosen], kind="stable")]
+
+@patch
+def val_steps(self: DocumentData, documents, # from `val_documents`
+              rows: int, rank: int = 0, ranks: int = 1): # iterator of goes_on, numbers of windows
+    "Which windows `val_reading` reads at once."
+    w = self.val_windows
+    for group in [documents[i:i+rows] for i in range(0, len(documents), rows)][rank::ranks]:
+        for k in range(w.counts[group[0]]): yield k > 0, w.first[group[w.counts[group] > k]] + k
+
+@patch
+def val_reading(self: DocumentData, documents, # from `val_documents`
+                rows: int, # how many at once
+                rank: int = 0, ranks: int = 1 # only the part of one of several readers
+               ): # iterator of goes_on, input_ids, targets
+    "Read validation documents window by window. Where it goes on, the rows are the first ones of those just read."
+    for goes_on, i in self.val_steps(documents, rows, rank, ranks): yield goes_on, *self.read(self.val, *self.val_windows.targets(i))
+
+# %% ../nbs/07_data.ipynb #31849760
 def worker_count(workers: int | None) -> int:
     "The argument, else HYBRID_NB_WORKERS, else 0."
     if workers is None: workers = os.environ.get("HYBRID_NB_WORKERS") or 0
@@ -1157,6 +1277,7 @@ def load_data(cfg: DataConfig,
     "Read, split and tokenize a corpus, or take it from the cache."
     workers, corpus = worker_count(workers), resolve_corpus(cfg)
     if corpus.dialog:
+        if cfg.carry_state: raise ValueError("carry_state True: the examples of a dialog corpus do not follow one another")
         from hybrid_nb.dialog import load_dialogs
         return load_dialogs(cfg, corpus, rebuild, progress)
     documents = Documents(corpus)
@@ -1174,4 +1295,4 @@ def load_data(cfg: DataConfig,
             raise
     cached_folder(path, fill, rebuild)
     if parts.exists(): remove_parts(parts, path)
-    return Data(cfg, tok, path)
+    return (DocumentData if cfg.carry_state else Data)(cfg, tok, path)

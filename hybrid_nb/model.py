@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['mixers', 'cache_kinds', 'norms', 'scan_backends', 'MixerEntry', 'register', 'rope_scaling', 'attention',
            'window_attention', 'latent_attention', 'mamba', 'mamba2', 'gated_convolution', 'GatedMLP', 'HybridConfig',
-           'check_config', 'Block', 'HybridPreTrainedModel', 'HybridCache', 'HybridModel', 'uncached',
-           'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe', 'from_mamba', 'from_mamba2',
-           'hybrid_params']
+           'check_config', 'Block', 'HybridPreTrainedModel', 'RecurrentLayer', 'HybridCache', 'WindowState',
+           'HybridModel', 'uncached', 'HybridForCausalLM', 'parameter_table', 'count_parameters', 'describe',
+           'from_mamba', 'from_mamba2', 'from_llama', 'hybrid_params']
 
-# %% ../nbs/04_model.ipynb #9df2c4e5
+# %% ../nbs/04_model.ipynb #8281ddb1
 import math
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
 import torch
 from fastcore.script import Param
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -91,7 +94,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x, **context): return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
-# %% ../nbs/04_model.ipynb #62a538b5
+# %% ../nbs/04_model.ipynb #79a74bf4
 class HybridConfig(PreTrainedConfig):
     "Everything that determines a model but its weights."
     model_type = "hybrid_nb"
@@ -152,6 +155,15 @@ class HybridConfig(PreTrainedConfig):
     @property
     def layer_types(self): # transformers makes the cache from this list; "moe" is its word for a layer without one
         return ["moe" if (kind := mixers[letter].cache) in ("none", None) else kind for letter in self.pattern]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        "Also write the code that others need to load the model."
+        if self._auto_class is None: # or this is that code, which transformers copies itself
+            own = sorted({letter for letter in self.pattern if mixers[letter].make.__module__ != __name__})
+            classes = dict(AutoConfig="HybridConfig", AutoModel="HybridModel", AutoModelForCausalLM="HybridForCausalLM")
+            self.auto_map = import_module("hybrid_nb.portable").write_code(save_directory, "model", classes, missing=", ".join(own))
+            if self.architectures == ["HybridForCausalLM"]: self.architectures = ["AutoModelForCausalLM"] # which the server of transformers can find
+        super().save_pretrained(save_directory, **kwargs)
 
 # %% ../nbs/04_model.ipynb #aad24101
 def check_config(c):
@@ -232,11 +244,38 @@ class HybridPreTrainedModel(PreTrainedModel):
         elif hasattr(module, "reset_parameters"): module.reset_parameters()
         if getattr(module, "bias", None) is not None and isinstance(module, (nn.Linear, nn.LayerNorm)): nn.init.zeros_(module.bias)
 
-# %% ../nbs/04_model.ipynb #a6354200
+# %% ../nbs/04_model.ipynb #5cc26546
+class RecurrentLayer(LinearAttentionLayer):
+    "What a recurrent mixer carries on: the last inputs of its convolution, and its state."
+    past = None # the state after each of the last tokens, at most 65
+
+    @property
+    def is_croppable(self): return True
+
+    def update_recurrent_state(self, recurrent_states, state_idx=0, past=None, **kwargs):
+        self.past = None if past is None else ((self.past or []) + past)[-65:] # a draft model reads its own tokens one by one
+        return super().update_recurrent_state(recurrent_states, state_idx)
+
+    def update_conv_state(self, conv_states, *args, **kwargs):
+        full = super().update_conv_state(conv_states, *args, **kwargs)
+        if self.record_past: self.conv_states[0] = full[..., -(64 + self.conv_kernel_size[0]):] # no more than the states below
+        return full
+
+    def crop(self, tokens_to_remove):
+        n = abs(tokens_to_remove)
+        if n and self.is_recurrent_states_initialized[0]:
+            if self.past is None: raise ValueError("a mixer of this pattern keeps no earlier states (it must use `update_state`): generate without a draft")
+            if n >= len(self.past): raise ValueError(f"draft: {n} tokens to take back, at most {len(self.past) - 1}")
+            self.recurrent_states[0].copy_(self.past[-1-n])
+        self.past = None
+        super().crop(-n)
+
+# %% ../nbs/04_model.ipynb #5c6f6601
 class HybridCache(DynamicCache):
     "The cache of a pattern: keys and values for attention, a state of fixed size for recurrent mixers."
     def __init__(self, config):
         super().__init__(config=config)
+        self.layers = [RecurrentLayer() if isinstance(layer, LinearAttentionLayer) else layer for layer in self.layers]
         self.attends, self.seen = any("attention" in kind and kind != "linear_attention" for kind in config.layer_types), 0
 
     def get_seq_length(self, layer_idx=0): return super().get_seq_length(layer_idx) if self.attends else self.seen
@@ -245,7 +284,57 @@ class HybridCache(DynamicCache):
         super().reset()
         self.seen = 0
 
-# %% ../nbs/04_model.ipynb #e6f7adf7
+    def crop(self, tokens_to_remove):
+        super().crop(tokens_to_remove)
+        self.seen -= abs(tokens_to_remove)
+
+    def settle(self):
+        "End the recording of the past."
+        if any(getattr(layer, "record_past", False) for layer in self.layers): self.crop(0)
+        for layer in self.layers:
+            if hasattr(layer, "record_past"): layer.record_past = False
+            if isinstance(layer, RecurrentLayer) and layer.conv_states[0] is not None:
+                short = layer.conv_kernel_size[0] - layer.conv_states[0].shape[-1]
+                layer.conv_states[0] = nn.functional.pad(layer.conv_states[0], (short, 0)).contiguous()
+
+    def tensors(self) -> dict:
+        "All that the cache holds, by name."
+        found = {"seen": torch.tensor([self.get_seq_length(), self.seen])}
+        for i, layer in enumerate(self.layers):
+            parts = dict(conv=layer.conv_states[0], state=layer.recurrent_states[0]) if isinstance(layer, RecurrentLayer) else dict(keys=layer.keys, values=layer.values)
+            found |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
+        return found
+
+    def load_tensors(self, found: dict):
+        "Fill a new cache with what `tensors` gave."
+        length, self.seen = found["seen"].tolist()
+        for i, layer in enumerate(self.layers):
+            have = {k.split(".")[1]: v for k, v in found.items() if k.startswith(f"{i}.")}
+            if "conv" in have: layer.update_conv_state(have["conv"])
+            if "state" in have: layer.update_recurrent_state(have["state"])
+            if "keys" in have: layer.update(have["keys"], have["values"])
+            if hasattr(layer, "cumulative_length"): layer.cumulative_length = length
+
+# %% ../nbs/04_model.ipynb #bbf18a5c
+class WindowState:
+    "Stands for a cache in training: hands recurrent blocks what the last window left, and notes what this one leaves, without its gradient."
+    def __init__(self, kept: dict|None = None # name -> (batch, ...), as `left` of the window before; None or empty: nothing
+                ): self.kept, self.left = kept or {}, {}
+
+    def update_conv_state(self, x, layer_idx, conv_kernel_size):
+        name = f"{layer_idx}.conv"
+        past = self.kept[name].to(x.dtype) if name in self.kept else x.new_zeros(*x.shape[:2], conv_kernel_size - 1)
+        x = torch.cat([past, x], -1)
+        self.left[name] = x[..., x.shape[-1] - conv_kernel_size + 1:].detach().clone()
+        return x
+
+    def has_previous_state(self, layer_idx): return f"{layer_idx}.scan" in self.kept
+    def is_recording_past(self, layer_idx): return False
+    @property
+    def layers(self): return {int(k.split(".")[0]): SimpleNamespace(recurrent_states=[v]) for k, v in self.kept.items() if k.endswith(".scan")}
+    def update_recurrent_state(self, state, layer_idx): self.left[f"{layer_idx}.scan"] = state.detach()
+
+# %% ../nbs/04_model.ipynb #925eb8ef
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
     def __init__(self, config):
@@ -264,7 +353,9 @@ class HybridModel(HybridPreTrainedModel):
         make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
         masks = {kind: make[kind](**args) for kind in make if kind in self.kinds}
         padded = attention_mask is not None and attention_mask.ndim == 2
-        return masks, attention_mask[:, -x.shape[1]:] if padded else None
+        padding = attention_mask[:, -x.shape[1]:] if padded else None
+        if padded and x.device.type == "cpu" and not torch.compiler.is_compiling() and padding.all(): padding = None # on a GPU it would have to wait for the answer
+        return masks, padding
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kwargs):
         if (input_ids is None) == (inputs_embeds is None): raise ValueError("give either input_ids or inputs_embeds")
@@ -272,13 +363,14 @@ class HybridModel(HybridPreTrainedModel):
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and not self.config.can_cache: raise ValueError(f"pattern {self.config.pattern!r}: {uncached(self.config)} keeps no state, generate with use_cache=False")
         if use_cache and past_key_values is None: past_key_values = HybridCache(self.config)
-        masks, padding_mask = self.masks(x, attention_mask, past_key_values, position_ids)
+        cache = None if isinstance(past_key_values, WindowState) else past_key_values # of attention
+        masks, padding_mask = self.masks(x, attention_mask, cache, position_ids)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         x = x * self.embedding_scale
         for block, kind in zip(self.layers, self.kinds):
-            x = block(x, cache=past_key_values, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
+            x = block(x, cache=past_key_values if kind == "linear_attention" else cache, attention_mask=masks.get(kind), padding_mask=padding_mask, position_ids=position_ids)
         if isinstance(past_key_values, HybridCache): past_key_values.seen += x.shape[1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None)
 
@@ -323,8 +415,13 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         nats, _ = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels)
         return nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls): return False # the model makes a `HybridCache` itself
+    def new_cache(self): return HybridCache(self.config)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args): # of transformers, which would make a cache of its own
+        if generation_config.use_cache and self.config.can_cache and model_kwargs.get("past_key_values") is None:
+            cache = model_kwargs["past_key_values"] = self.new_cache()
+            if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask # the model makes its masks itself
@@ -364,37 +461,77 @@ def describe(model) -> str: # a HybridForCausalLM or a HybridConfig
     lines += [f"  {r['part']:28}" + (f"{r['count']:4} × {r['each']:>11,}" if r["count"] > 1 else " "*18) + f"{r['total']:>14,}" for r in rows]
     return "\n".join(lines)
 
-# %% ../nbs/04_model.ipynb #bef638b5
-def _from_backbone(path, model_class, letter, must, renamed):
-    "A model of pattern `letter…` with the weights of a Mamba or Mamba-2 checkpoint; `renamed` are its settings that have another name here."
-    theirs = path if isinstance(path, nn.Module) else model_class.from_pretrained(path)
-    c = theirs.config
-    for k, want in must(c).items():
-        if getattr(c, k) != want: raise ValueError(f"checkpoint {path if isinstance(path, str) else ''!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern {letter}")
-    same = ("vocab_size hidden_size conv_kernel expand time_step_min time_step_max time_step_floor use_conv_bias use_bias tie_word_embeddings "
-            "pad_token_id bos_token_id eos_token_id").split()
-    settings = {k: getattr(c, k) for k in same} | {ours: getattr(c, k) for ours, k in renamed.items()}
-    ours = HybridForCausalLM(HybridConfig(pattern=f"{letter}{c.num_hidden_layers}", norm="rmsnorm", norm_eps=c.layer_norm_epsilon, dropout=0.,
-                                          scale_embedding=False, **settings)).to(theirs.dtype)
-    rename = {"backbone.embeddings.": "model.embed_tokens.", "backbone.norm_f.": "model.norm.", "backbone.": "model."}
-    def ours_of(key): return next((key.replace(old, new, 1) for old, new in rename.items() if key.startswith(old)), key)
-    ours.load_state_dict({ours_of(k): v for k, v in theirs.state_dict().items()})
+# %% ../nbs/04_model.ipynb #0e2a3970
+def _need(c, must: dict, pattern: str):
+    "Refuse settings of another program's model that ours does not have."
+    for k, want in must.items():
+        if getattr(c, k) != want: raise ValueError(f"{c.model_type} model {c.name_or_path!r}: {k} {getattr(c, k)!r}, must be {want!r} to be a pattern {pattern}")
+
+def _copied(theirs, pattern: str, rename, eps: float, **settings) -> "HybridForCausalLM":
+    "Our model of `pattern` with the weights of another program's; `rename` turns their names to ours."
+    same = "vocab_size hidden_size tie_word_embeddings initializer_range pad_token_id bos_token_id eos_token_id".split()
+    settings = {k: getattr(theirs.config, k) for k in same} | settings
+    ours = HybridForCausalLM(HybridConfig(pattern=pattern, norm="rmsnorm", norm_eps=eps, dropout=0., scale_embedding=False, **settings)).to(theirs.dtype)
+    ours.load_state_dict({rename(k): v for k, v in theirs.state_dict().items()})
     return ours.eval()
 
-# %% ../nbs/04_model.ipynb #544004b2
+# %% ../nbs/04_model.ipynb #6cc78154
+def _from_backbone(theirs, letter, renamed):
+    "A model of pattern `letter…` with the weights of a Mamba or Mamba-2 model; `renamed` are its settings that have another name here."
+    c = theirs.config
+    settings = {k: getattr(c, k) for k in "conv_kernel expand time_step_min time_step_max time_step_floor use_conv_bias use_bias".split()}
+    rename = {"backbone.embeddings.": "model.embed_tokens.", "backbone.norm_f.": "model.norm.", "backbone.": "model."}
+    def ours_of(key): return next((key.replace(old, new, 1) for old, new in rename.items() if key.startswith(old)), key)
+    return _copied(theirs, f"{letter}{c.num_hidden_layers}", ours_of, c.layer_norm_epsilon, **settings | {ours: getattr(c, k) for ours, k in renamed.items()})
+
 def from_mamba(path # a folder or name that `MambaForCausalLM.from_pretrained` takes, or such a model
               ) -> HybridForCausalLM: # pattern `M…`, same logits
     "Load a checkpoint in transformers' Mamba format."
     from transformers import MambaForCausalLM
-    return _from_backbone(path, MambaForCausalLM, "M", lambda c: dict(hidden_act="silu", intermediate_size=c.expand * c.hidden_size),
-                          dict(state_size="state_size", time_step_rank="time_step_rank"))
+    theirs = path if isinstance(path, nn.Module) else MambaForCausalLM.from_pretrained(path)
+    _need(theirs.config, dict(hidden_act="silu", intermediate_size=theirs.config.expand * theirs.config.hidden_size), "M")
+    return _from_backbone(theirs, "M", dict(state_size="state_size", time_step_rank="time_step_rank"))
 
 def from_mamba2(path # a folder or name that `Mamba2ForCausalLM.from_pretrained` takes, or such a model
                ) -> HybridForCausalLM: # pattern `S…`, same logits
     "Load a checkpoint in transformers' Mamba-2 format."
     from transformers import Mamba2ForCausalLM
-    return _from_backbone(path, Mamba2ForCausalLM, "S", lambda c: dict(hidden_act="silu", time_step_limit=type(c.time_step_limit)((0., math.inf))),
-                          dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
+    theirs = path if isinstance(path, nn.Module) else Mamba2ForCausalLM.from_pretrained(path)
+    _need(theirs.config, dict(hidden_act="silu", time_step_limit=type(theirs.config.time_step_limit)((0., math.inf))), "S")
+    return _from_backbone(theirs, "S", dict(ssd_state_size="state_size", ssd_head_dim="head_dim", ssd_groups="n_groups"))
+
+# %% ../nbs/04_model.ipynb #94939180
+def _rope_of(c) -> dict: # our settings
+    "The rotary positions of a model in Llama's format."
+    given = {k: v for k, v in c.rope_parameters.items() if v is not None}
+    kind, theta, known = given.get("rope_type", "default"), given["rope_theta"], dict(beta_fast=32, beta_slow=1, truncate=True, partial_rotary_factor=1)
+    def no(k, v, accepted): raise ValueError(f"{c.model_type} model {c.name_or_path!r}: {k} {v!r} in rope_parameters, must be {accepted}")
+    if kind not in ("default", "linear", "yarn"): no("rope_type", kind, "default, linear or yarn")
+    for k, v in given.items():
+        if k not in ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings") and v != known.get(k): no(k, v, known.get(k, "left out"))
+    if kind == "default": return dict(rope_theta=theta)
+    scaled = dict(rope_theta=theta, rope_type=kind, rope_factor=float(given["factor"]))
+    return scaled | (dict(rope_original_length=given["original_max_position_embeddings"]) if kind == "yarn" else {})
+
+def _llama_name(key: str) -> str:
+    "Our name for a tensor of a model in Llama's format."
+    if not key.startswith("model.layers."): return key
+    i, rest = key.removeprefix("model.layers.").split(".", 1)
+    for old, at, new in ("input_layernorm", 0, "norm"), ("self_attn", 0, "mixer"), ("post_attention_layernorm", 1, "norm"), ("mlp", 1, "mixer"):
+        if rest.startswith(old + "."): return f"model.layers.{2*int(i) + at}.{rest.replace(old, new, 1)}"
+    return key
+
+# %% ../nbs/04_model.ipynb #972b8df3
+def from_llama(path # a folder or name that `AutoModelForCausalLM.from_pretrained` takes as a Llama or a Mistral, or such a model
+              ) -> HybridForCausalLM: # pattern `(AF)…`, or `(WF)…` with a window; same logits
+    "Load a checkpoint in transformers' Llama or Mistral format."
+    theirs = path if isinstance(path, nn.Module) else AutoModelForCausalLM.from_pretrained(path)
+    c, window = theirs.config, getattr(theirs.config, "sliding_window", None)
+    if c.model_type not in ("llama", "mistral"): raise ValueError(f"model {c.name_or_path!r}: of the kind {c.model_type!r}, must be llama or mistral to be a pattern (AF)")
+    _need(c, dict(hidden_act="silu", head_dim=c.hidden_size // c.num_attention_heads) | (dict(mlp_bias=False) if c.model_type == "llama" else {}), "(AF)")
+    settings = dict(num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads, intermediate_size=c.intermediate_size,
+                    attention_bias=getattr(c, "attention_bias", False)) | _rope_of(c) | (dict(sliding_window=window) if window else {})
+    return _copied(theirs, f"({'W' if window else 'A'}F){c.num_hidden_layers}", _llama_name, c.rms_norm_eps, **settings)
 
 # %% ../nbs/04_model.ipynb #5d88a936
 @command

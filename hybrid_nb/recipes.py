@@ -6,18 +6,19 @@
 __all__ = ['recipes', 'small', 'Recipe', 'add_recipe', 'true_name', 'recipe', 'recipe_group', 'debug_settings', 'recipe_row',
            'recipe_table', 'describe_recipes']
 
-# %% ../nbs/09_recipes.ipynb #a04f07c2
+# %% ../nbs/09_recipes.ipynb #5a172824
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 import torch
 from tqdm.auto import tqdm
+from .context import expand_config
 from .data import corpora
 from .cost import number_of_parameters, training_flops, training_memory
 from .patterns import find_pattern, named_patterns, parse_pattern
 from .train import DataConfig, TrainConfig, config_fields, families, split_knobs
 
-# %% ../nbs/09_recipes.ipynb #e91bc40d
+# %% ../nbs/09_recipes.ipynb #028c3b4c
 @dataclass(frozen=True)
 class Recipe:
     "A complete configuration of a study."
@@ -32,7 +33,10 @@ class Recipe:
     @property
     def label(self): return self.name.split("/")[1]
     @cached_property
-    def _configs(self): return split_knobs(**self.settings)
+    def _configs(self):
+        growing = {k: self.settings[k] for k in ("expand_context", "train_new_only") if k in self.settings} # the checkpoint, which only the user can name
+        model, data, train = split_knobs(**{k: v for k, v in self.settings.items() if k not in growing})
+        return expand_config(model, growing["expand_context"]) if growing else model, data, train
     @property
     def model(self): return self._configs[0]
     @property
@@ -96,7 +100,7 @@ add_recipe("exp9/attention_mlp_512d", _base | dict(
     q_lora_rank=128, kv_lora_rank=128, qk_rope_head_dim=64, qk_nope_head_dim=0, v_head_dim=64, batch_size=16, warmup_steps=.05, min_learning_rate_ratio=.1, eval_every=100, patience=0, checkpoint_every=1000),
     published=dict(val_loss=.018, val_accuracy=.997, val_perplexity=1.02), remark="12 layers of two blocks; it saw the future, and validation windows overlapped training windows");
 
-# %% ../nbs/09_recipes.ipynb #cd591b55
+# %% ../nbs/09_recipes.ipynb #bc2caa9b
 _context = dict(family="context", corpus="wikitext-2", tokenizer="word", vocab_size=1000, length=64, steps=2400, batch_size=2048, learning_rate=8e-4, warmup_steps=0., schedule="constant", precision="fp16",
                 eval_every=100, eval_batches=0, patience=0, checkpoint_every=400)
 _depths = {1: 20.45, 2: None, 3: None, 4: 20.15, 5: 20.50, 6: 20.60, 7: 21.77}
@@ -106,7 +110,14 @@ for _depth, _ppl in _depths.items():
     add_recipe(f"context/depth-{_depth}", _context | dict(depth=_depth), phase="depth", published=_claims, remark="unknown words and padding counted as hits" if _ppl else "not in the report")
 add_recipe("context/overwrite-6", _context | dict(depth=6, update="overwrite"), phase="update rule")
 add_recipe("context/reconstruct-6", _context | dict(depth=6, reconstruction_weight=.1), phase="update rule")
+add_recipe("context/wide", _context | dict(depth=6, context_dim=512), phase="size")
 add_recipe("context/advanced", _context | dict(depth=12, context_dim=512, learning_rate=4e-4), phase="size", published=dict(parameters=4.84e6));
+
+# %% ../nbs/09_recipes.ipynb #be9f2af9
+_onwards = {k: v for k, v in _context.items() if k not in ("tokenizer", "vocab_size")} | dict(steps=600, checkpoint_every=0)
+add_recipe("context/expand-new", _onwards | dict(expand_context=512, train_new_only=True), phase="expansion", remark="give start, the checkpoint of a model with less than 512")
+add_recipe("context/expand-all", _onwards | dict(expand_context=512), phase="expansion", remark="give start, as for expand-new")
+add_recipe("context/expand-none", _onwards, phase="expansion", remark="control: trained on as it is; give start");
 
 # %% ../nbs/09_recipes.ipynb #7d33c453
 _dialog = dict(length=512, batch_size=32, learning_rate=1e-4, warmup_steps=.03, weight_decay=.01, precision="fp16", on_bad_line="skip", eval_every=100, eval_batches=0, recall_documents=0,
@@ -146,7 +157,7 @@ def recipe_group(name: str # of a group, of one of its phases (base/structured),
     near = get_close_matches(group, groups, n=1)
     raise ValueError(f"recipe group {name!r}: unknown" + (f", did you mean {near[0]!r}?" if near else "") + f" (groups: {', '.join(groups)})")
 
-# %% ../nbs/09_recipes.ipynb #d0040e4a
+# %% ../nbs/09_recipes.ipynb #c4a0f79a
 small = dict(steps=12, batch_size=8, length=32, eval_every=4, eval_batches=2, checkpoint_every=4, log_every=2, recall_documents=4, max_documents=200, hidden_size=64, num_attention_heads=4,
              intermediate_size=128, state_size=4, ssd_state_size=16, ssd_head_dim=16, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
              embedding_size=32, context_dim=32, network_size=48, vocab_size=400, sliding_window=16)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'script', 'exports', 'load_config', 'load_run', 'load_runs',
-           'load_metrics', 'read_wandb_csv', 'study_comparison', 'add_flops', 'summary_table', 'difference',
-           'format_table', 'format_count', 'flop_unit', 'format_flops', 'format_seconds', 'flat', 'study_settings',
-           'answer', 'report_card', 'budget_verdict', 'equal_budgets', 'size_classes', 'caveats', 'local_path',
-           'run_parameters', 'recipe_of', 'sweep_command', 'pattern_styles', 'rank_patterns', 'plot_ranking',
-           'plot_differences', 'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost', 'format_budgets',
-           'foretold', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show', 'show_table',
-           'study_record', 'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet', 'export_latex',
-           'export_wandb', 'compare_studies', 'comparison_answer', 'comparison_text', 'comparison_record',
-           'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'is_held', 'watch', 'hybrid_report']
+           'load_metrics', 'read_wandb_csv', 'study_comparison', 'add_flops', 'failed_audits', 'summary_table',
+           'difference', 'format_table', 'format_count', 'flop_unit', 'format_flops', 'format_seconds', 'flat',
+           'study_settings', 'answer', 'report_card', 'budget_verdict', 'equal_budgets', 'size_classes', 'caveats',
+           'local_path', 'run_parameters', 'recipe_of', 'sweep_command', 'pattern_styles', 'rank_patterns',
+           'plot_ranking', 'plot_differences', 'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost',
+           'format_budgets', 'foretold', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show',
+           'show_table', 'study_record', 'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet',
+           'export_latex', 'export_wandb', 'compare_studies', 'comparison_answer', 'comparison_text',
+           'comparison_record', 'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'is_held', 'watch',
+           'hybrid_report']
 
 # %% ../nbs/11_results.ipynb #aba12ef0
 import json, math, os, re, shlex, sys, time, warnings
@@ -167,7 +168,17 @@ def add_flops(runs # as from `load_runs`
     seen = pd.to_numeric(runs.tokens_seen, errors="coerce") if "tokens_seen" in runs else pd.Series(math.nan, runs.index)
     return runs.assign(flops_per_token=each, training_flops=seen * each)
 
-# %% ../nbs/11_results.ipynb #a6713783
+# %% ../nbs/11_results.ipynb #3c3b32e7
+def failed_audits(runs # as from `load_runs` or `read_wandb_csv`
+                 ) -> dict: # pattern: list of (run, check, evidence)
+    "What the audits of the runs found to be wrong."
+    out = {}
+    for r in runs.itertuples():
+        for f in r.audit if isinstance(getattr(r, "audit", None), list) else []:
+            if f["verdict"] == "fail": out.setdefault(r.pattern, []).append((r.name, f["check"], f["evidence"]))
+    return out
+
+# %% ../nbs/11_results.ipynb #e7b0e308
 def summary_table(runs # as from `load_runs` or `read_wandb_csv`
                  ) -> pd.DataFrame: # one row a pattern, best first; numbers, not text
     "Mean over seeds per pattern, with the spread of the loss, the difference to the best with its 95 % interval, and the patterns it cannot be told apart from (`ties`, `group`)."
@@ -188,6 +199,8 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     table["group"], table["ties"] = [c.letters.get(p, "") for p in table.index], [c.ties(p) for p in table.index]
     table["difference"], table["difference_low"], table["difference_high"] = zip(*(difference(c, table.index[0], p) for p in table.index))
     table = table.reset_index()
+    failed = failed_audits(done)
+    if failed: table["failed"] = [sorted({check for _, check, _ in failed.get(p, [])}) for p in table.pattern]
     table.attrs |= dict(pooled_sd=c.sd, comparison=c)
     return table
 
@@ -197,7 +210,7 @@ def difference(c: Comparison, p, q) -> tuple: # how much `q` is above `p`, with 
     r = c.pair(p, q)
     return (r.difference, r.low, r.high) if r.better == p else (-r.difference, -r.high, -r.low)
 
-# %% ../nbs/11_results.ipynb #233f3db5
+# %% ../nbs/11_results.ipynb #589e10b1
 def _with_spread(mean, sd, n): return f"{mean:.4f}" if n < 2 or math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 def format_table(table # as from `summary_table`
@@ -216,6 +229,7 @@ def format_table(table # as from `summary_table`
         peak_memory_bytes=("Memory", lambda x: f"{x/2**20:,.0f} MB" if x < 2**30 else f"{x/2**30:.1f} GB"))
     for key, (head, f) in spec.items():
         if key in table: cols[head] = num(key, f)
+    if "failed" in table: cols["Failed audit"] = [f"✗ {', '.join(f)}" if f else "–" for f in table.failed]
     return pd.DataFrame(cols)
 
 # %% ../nbs/11_results.ipynb #ac18bd0c
@@ -319,10 +333,13 @@ def size_classes(table) -> list: # of lists of patterns, small models first; in 
     order = table.pattern.tolist()
     return [sorted(c, key=order.index) for c in classes]
 
-# %% ../nbs/11_results.ipynb #1f6163fe
+# %% ../nbs/11_results.ipynb #70bc3314
 def caveats(runs, table) -> list: # of sentences
     "What a careful reader should hold against the comparison, computed from the runs."
     out, done, seeds, c = [], runs[runs.status == "finished"], int(table.seeds.min()), table.attrs["comparison"]
+    for pattern, found in failed_audits(done).items():
+        first = {check: evidence for _, check, evidence in reversed(found)}
+        out += [f"**✗ `{pattern}` failed an audit, {check}**, in {_list([run for run, c, _ in found if c == check])}: {evidence}." for check, evidence in first.items()]
     if len(table) > 1:
         if c.basis == "documents": out.append("One seed a pattern: the intervals say how these trained models would compare on other documents, not what training them again would give.")
         if c.basis == "seeds": out.append("The runs have no sums over the same validation documents, so the intervals know the scatter between seeds only.")
@@ -364,7 +381,7 @@ def recipe_of(parameters: dict # of an executed notebook
     from hybrid_nb.recipes import recipes
     label = re.sub(r"-s\d+$", "", parameters.get("name") or "")
     same = lambda r: all(parameters.get(k) == r.settings.get(k) for k in ("family", "pattern", "depth"))
-    return next((r for r in recipes.values() if r.label == label and same(r)), None)
+    return next((r for r in recipes.values() if label in (r.label, f"{r.group}-{r.label}") and same(r)), None)
 
 # %% ../nbs/11_results.ipynb #7e901cfa
 def sweep_command(runs # as from `load_runs`
@@ -388,7 +405,7 @@ def sweep_command(runs # as from `load_runs`
     if knobs: words += ["--set", *format_settings(knobs)]
     return shlex.join(words)
 
-# %% ../nbs/11_results.ipynb #72788fe2
+# %% ../nbs/11_results.ipynb #d41b4f26
 palette = "#0072B2 #D55E00 #009E73 #AA4499 #C28800 #3D9BDC #4D4D4D".split()
 
 def pattern_styles(patterns): # in order of rank
@@ -411,6 +428,12 @@ def _axes(width=9.2, height=3.6, n=1, **kw):
 def _label(pattern):
     try: return pattern if len(pattern) <= 12 else short_pattern(pattern)
     except ValueError: return pattern  # a letter of the user's own, whose plugin is not loaded here
+
+def _pattern_labels(ax, patterns, failed): # patterns that failed an audit
+    "Name the rows of a figure; those that failed an audit in red."
+    ax.set_yticklabels([("✗ " if p in failed else "") + _label(p) for p in patterns], family="DejaVu Sans Mono", fontsize=9)
+    for p, label in zip(patterns, ax.get_yticklabels()):
+        if p in failed: label.set_color("#C1121F")
 
 # %% ../nbs/11_results.ipynb #2015b6e1
 def _spread(ys, gap):
@@ -436,7 +459,7 @@ def _end_labels(ax, ends, styles): # ends: {pattern: (x, y)}
         ax.annotate(_label(p), (x, y), (right + .035*(right-start), at), color=styles[p]["color"], fontsize=8.5, va="center", annotation_clip=False,
                     family="DejaVu Sans Mono", arrowprops=dict(arrowstyle="-", color=styles[p]["color"], lw=.6, alpha=.6, shrinkA=1, shrinkB=1))
 
-# %% ../nbs/11_results.ipynb #7a57a863
+# %% ../nbs/11_results.ipynb #1cc0d998
 def rank_patterns(runs) -> list:
     "Patterns, best mean final loss first; those without a finished run last."
     done = runs[runs.status == "finished"]
@@ -456,12 +479,12 @@ def plot_ranking(runs # as from `load_runs` or `read_wandb_csv`
         if len(x) > 1: ax.plot([x.mean()]*2, [y-.28, y+.28], color=color, lw=1.6)
         ax.annotate(f"{x.mean():.4f}", (x.max(), y), (9, 0), textcoords="offset points", va="center", fontsize=8.5, color="#333333")
     ax.set(yticks=range(len(patterns)), ylim=(len(patterns)-.4, -.6), xlabel="final validation loss (nats a token, whole validation set)")
-    ax.set_yticklabels([_label(p) for p in patterns], family="DejaVu Sans Mono", fontsize=9)
+    _pattern_labels(ax, patterns, failed_audits(done))
     ax.grid(axis="y", visible=False)
     ax.margins(x=.09)
     return fig
 
-# %% ../nbs/11_results.ipynb #8f2c4556
+# %% ../nbs/11_results.ipynb #df625152
 def plot_differences(table # as from `summary_table`
                     ):
     "How far each pattern is above the best, with 95 % intervals for all pairs at once; None if nothing is known about chance."
@@ -475,7 +498,7 @@ def plot_differences(table # as from `summary_table`
         ax.annotate(r.group, (1.01, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9, color="#333333", annotation_clip=False)
     ax.axvline(0, color="#888888", lw=.8)
     ax.set(yticks=range(len(table)), ylim=(len(table)-.4, -.6), xlabel="final validation loss above the best pattern's (nats a token), 95 % intervals for all pairs at once; right: groups")
-    ax.set_yticklabels([_label(p) for p in table.pattern], family="DejaVu Sans Mono", fontsize=9)
+    _pattern_labels(ax, table.pattern, {r.pattern for r in table.itertuples() if getattr(r, "failed", None)})
     ax.grid(axis="y", visible=False)
     return fig
 
@@ -678,7 +701,7 @@ def plot_recall(runs # as from `load_runs`
     _end_labels(ax, ends, styles)
     return fig
 
-# %% ../nbs/11_results.ipynb #6aab3722
+# %% ../nbs/11_results.ipynb #2d0b6748
 page = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 {refresh}<style>{css}</style></head>
@@ -721,9 +744,9 @@ def page_css():
     "The look of a report, on screen and on paper."
     from pygments.formatters import HtmlFormatter
     return HtmlFormatter(style="friendly").get_style_defs(".highlight") + """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --soft: #555; --line: #e0e0e4; --strong: #999; --tint: #f3f4f6; --card: #f2f7fb; --accent: #0072B2; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1e21; --soft: #555; --line: #e0e0e4; --strong: #999; --tint: #f3f4f6; --card: #f2f7fb; --accent: #0072B2; --bad: #C1121F; }
 @media screen and (prefers-color-scheme: dark) {
-  :root { --paper: #16181c; --ink: #e4e6ea; --soft: #a6abb3; --line: #34383f; --strong: #70757d; --tint: #22262c; --card: #1a2530; --accent: #3D9BDC; }
+  :root { --paper: #16181c; --ink: #e4e6ea; --soft: #a6abb3; --line: #34383f; --strong: #70757d; --tint: #22262c; --card: #1a2530; --accent: #3D9BDC; --bad: #FF7A85; }
   img, .highlight { filter: invert(.92) hue-rotate(180deg); }
 }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", Arial, sans-serif; }
@@ -754,6 +777,7 @@ th { font-weight: 600; color: var(--soft); vertical-align: bottom; border-bottom
 tbody tr:hover { background: var(--tint); }
 table.text th, table.text td { text-align: left; white-space: normal; vertical-align: top; }
 table.summary :is(th, td):nth-child(2) { text-align: left; }
+table.summary td.failed { color: var(--bad); font-weight: 600; white-space: normal; text-align: left; }
 table.summary td:nth-child(2) { font-family: "DejaVu Sans Mono", ui-monospace, monospace; }
 details { margin: .8rem 0; }
 summary { color: var(--soft); font-size: .9rem; cursor: pointer; }
@@ -772,7 +796,7 @@ summary { color: var(--soft); font-size: .9rem; cursor: pointer; }
 }
 """
 
-# %% ../nbs/11_results.ipynb #b86c13cc
+# %% ../nbs/11_results.ipynb #2e6dfccc
 def to_html(nb,   # executed notebook
             title, # of the page
             refresh=0 # seconds after which a browser should load it again; 0: never
@@ -821,14 +845,14 @@ def show(fig,      # a figure, or None
 def show_table(df, kind="summary"):
     "Display a table of text as HTML, styled by its `kind`: summary (numbers) or text."
     from IPython.display import HTML, display
-    display(HTML(df.to_html(index=False, border=0, classes=kind)))
+    display(HTML(df.to_html(index=False, border=0, classes=kind).replace("<td>✗", '<td class="failed">✗')))
 
-# %% ../nbs/11_results.ipynb #6428d73b
+# %% ../nbs/11_results.ipynb #108dedbb
 def study_record(runs, title) -> dict:
     "The report's numbers for other programs."
     table = summary_table(runs)
     clean = lambda df: json.loads(df.to_json(orient="records", double_precision=10))
-    drop = [c for c in ("recall", "path", "error") if c in runs]
+    drop = [c for c in ("recall", "path", "error", "audit") if c in runs]
     c = table.attrs["comparison"]
     recall = load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()
     sd = table.attrs["pooled_sd"]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ssd_ref', 'ssd_step', 'ssd', 'GatedRMSNorm', 'Mamba2']
 
-# %% ../nbs/02a_ssd.ipynb #e6318738
+# %% ../nbs/02a_ssd.ipynb #e9c28645
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from .scan import _finish, _state_dtype, has_cpu_kernel
-from .ssm import _check_input, _recurrent_state, _set, _zero_padding, conv_silu, initial_steps
+from .ssm import _check_input, _recurrent_state, _set, _states, _zero_padding, conv_silu, initial_steps, step_kernel, update_state
 
 # %% ../nbs/02a_ssd.ipynb #27b237a1
 def _shapes(x, dt, A, B, C, D, z, dt_bias, initial_state):
@@ -243,7 +243,7 @@ def _parts(x, proj, sizes):
     biases = [None] * len(sizes) if proj.bias is None else proj.bias.split(sizes)
     return [F.linear(x, w, b) for w, b in zip(proj.weight.split(sizes), biases)]
 
-# %% ../nbs/02a_ssd.ipynb #448c3a3c
+# %% ../nbs/02a_ssd.ipynb #8b64a0f0
 class Mamba2(nn.Module):
     "Mamba-2 mixer (Dao & Gu 2024); parameter names and shapes are those of `transformers`' `Mamba2Mixer`."
     def __init__(self,
@@ -288,14 +288,18 @@ class Mamba2(nn.Module):
                 **context    # what other mixers need
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
+        if kernel := step_kernel(x, cache, padding_mask, self):
+            y = kernel.mamba2_step_cpu(self.in_proj(x), *_states(cache, self.layer_idx), self.conv1d, self.dt_bias, self.A_log, self.D, self.norm)
+            return self.out_proj(y.unsqueeze(1))
         state, groups = _recurrent_state(cache, self.layer_idx), self.n_groups * self.d_state
         z, xBC, dt = _parts(x, self.in_proj, [self.d_inner, self.d_inner + 2 * groups, self.n_heads])
         xBC = _zero_padding(conv_silu(_zero_padding(xBC, padding_mask), self.conv1d, cache, self.layer_idx), padding_mask)
         u, B, C = xBC.split([self.d_inner, groups, groups], dim=-1)
         B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
-        y, state = ssd(u.unflatten(-1, (self.n_heads, self.head_dim)), dt, -torch.exp(self.A_log.float()), B, C, self.D, dt_bias=self.dt_bias,
-                       dt_softplus=True, initial_state=state, return_state=True, chunk=self.chunk_size)
-        if cache is not None: cache.update_recurrent_state(state, self.layer_idx)
+        A = -torch.exp(self.A_log.float())
+        def scan(h, u, dt, B, C):
+            return ssd(u, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, initial_state=h, return_state=True, chunk=self.chunk_size)
+        y = update_state(scan, state, cache, self.layer_idx, u.unflatten(-1, (self.n_heads, self.head_dim)), dt, B, C)
         return self.out_proj(self.norm(y.flatten(2), z))
 
     def extra_repr(self):

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 'last_metrics', 'read_summary', 'run_state',
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
-           'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent', 'end_children', 'devices',
-           'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local', 'duration', 'Progress',
-           'run_all', 'rung_loss', 'label_of', 'check_halving', 'run_halving', 'told_power', 'make_engine', 'sweep',
-           'status_table', 'hybrid_sweep']
+           'recipe_labels', 'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent',
+           'end_children', 'devices', 'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local',
+           'duration', 'Progress', 'run_all', 'rung_loss', 'label_of', 'check_halving', 'run_halving', 'told_power',
+           'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
-# %% ../nbs/10_sweep.ipynb #927fc531
+# %% ../nbs/10_sweep.ipynb #f1496c36
+from collections import Counter
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from contextlib import closing
 from itertools import islice
@@ -126,7 +127,7 @@ def format_settings(knobs: dict) -> list: # of texts
     plain = lambda k, v: isinstance(v, str) and parse_settings([f"{k}={v}"]) == {k: v}
     return [f"{k}={v if plain(k, v) else json.dumps(v)}" for k, v in knobs.items()]
 
-# %% ../nbs/10_sweep.ipynb #18d25ae8
+# %% ../nbs/10_sweep.ipynb #0cdda8a7
 reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line", stop_at="halving")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
@@ -149,13 +150,19 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     patterns = list(dict.fromkeys(find_pattern(p) for p in (patterns.split() if isinstance(patterns, str) else patterns or [])))
     if not patterns and not recipes: raise ValueError(f"study {study!r}: name the patterns")
     if patterns and recipes: raise ValueError(f"patterns {' '.join(patterns)!r}: recipes have their own; leave one of the two out")
-    models = {p: dict(pattern=p) | knobs for p in patterns} | {r.label: r.check(**knobs).settings | knobs for r in recipes or []}
+    models = {p: dict(pattern=p) | knobs for p in patterns} | {label: r.check(**knobs).settings | knobs for label, r in recipe_labels(recipes or []).items()}
     if debug:
         from hybrid_nb.recipes import debug_settings
         models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
+
+def recipe_labels(recipes) -> dict: # label: recipe
+    "What the runs of recipes are called: with the group in front where two groups share a name."
+    recipes = {r.name: r for r in recipes}.values()
+    count = Counter(r.label for r in recipes)
+    return {r.label if count[r.label] == 1 else f"{r.group}-{r.label}": r for r in recipes}
 
 def plugin_list(plugins): return plugins.split() if isinstance(plugins, str) else list(plugins or [])
 
@@ -504,15 +511,16 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
         else: train(plan, 0)
     return status_table(plan)
 
-# %% ../nbs/10_sweep.ipynb #bab92c6a
+# %% ../nbs/10_sweep.ipynb #830d6d5a
 def status_table(plan):
     "What became of the runs of a plan, as a DataFrame."
     import pandas as pd
     rows = []
     for r in plan:
         s = read_summary(r["path"]) if r["state"]["status"] == "finished" else {}
+        failed = ", ".join(f["check"] for f in s.get("audit", []) if f["verdict"] == "fail")
         rows.append(dict(run=r["name"], status=r["state"]["status"], step=r["state"]["step"], final_val_loss=s.get("final_val_loss"),
-                         seconds=s.get("runtime_seconds"), error=r["state"]["error"] or "", path=str(r["path"])))
+                         seconds=s.get("runtime_seconds"), error=r["state"]["error"] or (f"✗ failed audit: {failed}" if failed else ""), path=str(r["path"])))
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_sweep.ipynb #af272526

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs', 'TrainConfig', 'check_config', 'warmup',
            'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
-           'shared_batches', 'evaluate', 'measures', 'perplexity', 'val_parts', 'evaluate_parts', 'loss_by_position',
-           'length_table', 'recalled', 'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage',
-           'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu',
-           'seed_step', 'load_newest', 'load_weights', 'check_start', 'keep_start', 'start_model', 'start_data',
-           'readable', 'Preempted', 'Paused', 'heed_signals', 'save_windows', 'measure_windows', 'peak_memory',
-           'device_name', 'artifact', 'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes',
-           'check_machine', 'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of',
-           'check_type', 'split_knobs', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter',
+           'shared_batches', 'read_on', 'evaluate', 'measures', 'perplexity', 'val_parts', 'evaluate_parts',
+           'read_parts', 'add_sums', 'loss_by_position', 'length_table', 'recalled', 'recall_table', 'MetricsFile',
+           'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
+           'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'merge_findings', 'load_newest', 'load_weights',
+           'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data', 'readable', 'Preempted', 'Paused',
+           'heed_signals', 'save_windows', 'measure_windows', 'peak_memory', 'device_name', 'artifact',
+           'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes', 'check_carry', 'check_machine',
+           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
+           'split_knobs', 'changed', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter',
            'with_flags', 'hybrid_train', 'describe_summary']
 
-# %% ../nbs/08_train.ipynb #72b13538
+# %% ../nbs/08_train.ipynb #601e79c7
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -43,14 +44,17 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from .context import ContextConfig
+from .audit import audit_model, Finding, run_check, verdicts
+from .context import ContextConfig, expand_config, expand_context, freeze_old
 from .core import atomic_write, command, environment, load_plugin, read_json, run_lock, save_json
 from .data import DataConfig, load_data
 from .loss import linear_cross_entropy
-from .model import HybridConfig
+from .leakage import audit_data
+from .model import HybridConfig, mixers, uncached, WindowState
+from .plausibility import audit_result, earliest_stop, early_stopping
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #22b21dee
+# %% ../nbs/08_train.ipynb #02bfe85c
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -84,6 +88,8 @@ class TrainConfig:
     log_every: int = 10 # steps a line of metrics averages over
     stop_at: int = 0 # leave off after this step, with a checkpoint, to be continued later as the same run; 0 = go on to the end
     start: str|None = None # folder of a checkpoint whose weights, settings and tokenizer the run begins with
+    expand_context: int|None = None # numbers of context to which the context-vector model of `start` is grown before the first step
+    train_new_only: bool = False # of a grown model, train what was added and nothing else
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
     threads: int = 0 # CPU threads; 0 = torch's choice
@@ -96,7 +102,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #64f9f943
+# %% ../nbs/08_train.ipynb #b6d6080c
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -121,6 +127,8 @@ def check_config(cfg: TrainConfig):
     need(cfg.optimizer == "adamw" or (cfg.parallel == "ddp" and cfg.precision != "fp16"), "optimizer", "goes with parallel ddp and precision fp32 or bf16 only")
     need(warmup(cfg) <= cfg.steps, "warmup_steps", f"is more than steps {cfg.steps}")
     need(all(x.isdecimal() and int(x) >= 1 for x in cfg.eval_lengths.split()), "eval_lengths", 'must be whole numbers with spaces between, such as "2 4 8"')
+    if cfg.expand_context is not None: need(isinstance(cfg.start, str), "expand_context", "goes with start, the checkpoint of a context-vector model")
+    need(not cfg.train_new_only or cfg.expand_context is not None, "train_new_only", "goes with expand_context")
     choices = dict(precision="fp32 bf16 fp16", schedule="cosine constant wsd", optimizer="adamw muon", device="auto cpu", wandb="disabled offline online",
                    parallel="ddp fsdp")
     for name, accepted in choices.items():
@@ -130,11 +138,10 @@ def warmup(cfg: TrainConfig) -> int:
     "Warm-up in steps."
     return round(cfg.warmup_steps * cfg.steps if cfg.warmup_steps < 1 else cfg.warmup_steps)
 
-# %% ../nbs/08_train.ipynb #c9409280
+# %% ../nbs/08_train.ipynb #e8209b61
 def warn_patience(cfg: TrainConfig):
     "Warn when early stopping could end a run before its planned steps."
-    first = cfg.eval_every * cfg.patience
-    if cfg.patience and first < cfg.steps:
+    if first := earliest_stop(cfg.steps, cfg.eval_every, cfg.patience):
         warnings.warn(f"early stopping can end this run from step {first:,} on (eval_every {cfg.eval_every} × patience "
                       f"{cfg.patience}), before the {cfg.steps:,} steps planned; for the whole run set patience to 0", stacklevel=2)
 
@@ -170,7 +177,7 @@ def make_optimizers(model: nn.Module, # on its device already
     if not muon: return [adamw]
     return [adamw, torch.optim.Muon([params[n] for n in params if n in muon], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
-# %% ../nbs/08_train.ipynb #cb0cc503
+# %% ../nbs/08_train.ipynb #91d1d443
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
@@ -179,19 +186,29 @@ class Objective(nn.Module):
                 input_ids: Tensor, # (batch, length)
                 targets: Tensor|None = None, # (batch, length), the next tokens; -100 is not counted
                 count: int = 1, # what the sum is divided by: the targets of the whole step
-                each: bool = False # for each target, instead of their sum
-               ) -> tuple: # nats, targets that have the highest logit; without targets the guesses (batch, length)
-        if each: return self.nats_of_each(input_ids, targets)
+                each: bool = False, # for each target, instead of their sum
+                state: dict|None = None # where windows hand their state on: what the windows before left, empty at the beginning
+               ) -> tuple: # nats, targets that have the highest logit and, if given a state, the one that is left; without targets the guesses (batch, length)
         if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
-        out = self.model.base_model(input_ids=input_ids, use_cache=False, **dict(auxiliary=True) if extra else {})
+        out, left = self.read(input_ids, state, **dict(auxiliary=True) if extra else {})
+        if each:
+            found = self.nats_of_each(out.last_hidden_state, targets)
+            return found if state is None else (*found, left)
         nats, right = linear_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings().weight, targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
-        return nats / count, right
+        return (nats / count, right) if state is None else (nats / count, right, left)
 
-    def nats_of_each(self, input_ids, targets) -> tuple: # nats and whether it has the highest logit, (batch, length) each; 0 where nothing is counted
-        hidden, head = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state, self.model.get_output_embeddings().weight
-        nats, right = [], []
+    def read(self, input_ids, state, **extra) -> tuple: # the output of the stack, and what it leaves for the next window
+        if state is None: return self.model.base_model(input_ids=input_ids, use_cache=False, **extra), None
+        if isinstance(self.model.config, ContextConfig):
+            out = self.model.base_model(input_ids=input_ids, use_cache=False, context=state.get("context"), **extra)
+            return out, dict(context=out.context.detach())
+        window = WindowState(state)
+        return self.model.base_model(input_ids=input_ids, use_cache=False, past_key_values=window, **extra), window.left
+
+    def nats_of_each(self, hidden, targets) -> tuple: # nats and whether it has the highest logit, (batch, length) each; 0 where nothing is counted
+        head, nats, right = self.model.get_output_embeddings().weight, [], []
         for h, y in zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)): # never all logits at once
             logits = (h @ head.T.to(h.dtype)).float()
             nats.append(F.cross_entropy(logits, y, reduction="none"))
@@ -209,7 +226,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #486371e7
+# %% ../nbs/08_train.ipynb #5f9f7ccd
 def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
     "The validation batches of this process."
     rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
@@ -217,17 +234,25 @@ def shared_batches(data, windows: list, acc: Accelerator|None = None): # of inpu
         x, y = data.val_batch(*windows[min(k, len(windows) - 1)])
         yield x, y if k < len(windows) else torch.full_like(y, -100) # counts nothing, but every process calls the model equally often
 
+def read_on(objective, data, documents, rows: int, device=None, acc: Accelerator|None = None, each: bool = False): # of what the objective returns, and targets
+    "Validation documents from their beginnings, `rows` at once, the state handed from window to window. Without anything to wait for: each process has its own documents."
+    rank, ranks, state = acc.process_index if acc else 0, acc.num_processes if acc else 1, {}
+    for goes_on, x, y in data.val_reading(documents, rows, rank, ranks):
+        state = {k: v[:len(x)] for k, v in state.items()} if goes_on else {}
+        *out, state = objective(x.to(device), y.to(device), each=each, state=state)
+        yield *out, y
+
 @torch.no_grad()
 def evaluate(objective: nn.Module, data, # as `load_data` returns it
-             windows: list, # from `eval_windows`
+             windows: list, # from `eval_windows`; with carry_state the documents, from `val_documents`
              device=None, bar=None, # a tqdm bar to advance, if any
-             acc: Accelerator|None = None # the windows are shared out among its processes
+             acc: Accelerator|None = None, # the windows are shared out among its processes
+             rows: int = 1 # with carry_state: documents at once
             ) -> dict: # val_loss (nats a token), val_perplexity, val_accuracy, bits_per_byte
     "Measure the model on validation windows."
-    training, parts = objective.training, []
+    training, parts = objective.training, [torch.zeros(3, device=device)]
     objective.eval()
-    for x, y in shared_batches(data, windows, acc):
-        loss, right = objective(x.to(device), y.to(device))
+    for loss, right, y in (read_on(objective, data, windows, rows, device, acc) if data.cfg.carry_state else ((*objective(x.to(device), y.to(device)), y) for x, y in shared_batches(data, windows, acc))):
         parts.append(torch.stack([loss.float(), right.float(), (y != -100).sum().float().to(loss.device)]))
         if bar is not None: bar.update()
     objective.train(training)
@@ -242,19 +267,23 @@ def measures(data, nats: float, right: float, count: float) -> dict:
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #6c69c5b2
+# %% ../nbs/08_train.ipynb #ad1d3f07
 def val_parts(data # as `load_data` returns it
              ) -> dict: # arrays with an entry a part: window, document (their numbers), first (target of the window), tokens (targets)
-    "The parts of the validation set, in the order of `val_batch`."
+    "The parts of the validation set, in the order of `val_batch`, or of the windows of its documents."
     if data.windows is None: return dict(window=np.arange(data.n_val_windows), document=data.val_order, first=np.zeros_like(data.val_order), tokens=data.val.counted[data.val_order]) # dialogs
+    if data.cfg.carry_state:
+        i = np.arange(data.val_windows.count); start, stop = data.val_windows.targets(i)
+        return dict(window=i, document=data.val_windows.document(i), first=np.zeros_like(i), tokens=stop - start)
     length, n, ends = data.cfg.length, len(data.val), np.asarray(data.val.records["end"])
     starts = np.union1d(np.arange(1, n, length), ends[ends < n]) # of parts; the stream's first token is no target
     return dict(window=(starts - 1) // length, document=np.searchsorted(ends, starts, "right"), first=(starts - 1) % length, tokens=np.diff(starts, append=n))
 
 @torch.no_grad()
-def evaluate_parts(objective: nn.Module, data, size: int, # windows at a time
+def evaluate_parts(objective: nn.Module, data, size: int, # windows at a time; with carry_state documents
                    device=None, bar=None, acc: Accelerator|None = None) -> dict: # `val_parts`, and for each the sums nats and right
     "Measure the model on the whole validation set, part by part."
+    if data.cfg.carry_state: return read_parts(objective, data, size, device, bar, acc)
     parts, windows, training = val_parts(data), eval_windows(data.n_val_windows, size), objective.training
     mine, sums = range(acc.process_index if acc else 0, len(windows), acc.num_processes if acc else 1), torch.zeros(2, len(parts["window"]), dtype=torch.float64)
     objective.eval()
@@ -267,6 +296,21 @@ def evaluate_parts(objective: nn.Module, data, size: int, # windows at a time
         at = (parts["window"][a:b] - start) * x.shape[1] + parts["first"][a:b]
         for k, v in enumerate(found): sums[k, a:b] = torch.from_numpy(np.add.reduceat(v.flatten().cpu().double().numpy(), at))
     objective.train(training)
+    return add_sums(parts, sums, device, acc)
+
+@torch.no_grad()
+def read_parts(objective, data, size: int, device=None, bar=None, acc: Accelerator|None = None) -> dict:
+    "The same of documents that are read on from window to window."
+    parts, documents, training = val_parts(data), data.val_documents(), objective.training
+    sums, share = torch.zeros(2, len(parts["window"]), dtype=torch.float64), (acc.process_index, acc.num_processes) if acc else ()
+    objective.eval()
+    for (_, windows), (*found, _) in zip(data.val_steps(documents, size, *share), read_on(objective, data, documents, size, device, acc, each=True)):
+        for k, v in enumerate(found): sums[k, windows] = v.double().sum(-1).cpu()
+        if bar is not None: bar.update()
+    objective.train(training)
+    return add_sums(parts, sums, device, acc)
+
+def add_sums(parts: dict, sums: Tensor, device, acc) -> dict: # with those of all processes
     nats, right = (acc.reduce(sums.to(device), "sum").cpu() if acc and acc.num_processes > 1 else sums).numpy()
     return parts | dict(nats=nats, right=right)
 
@@ -433,13 +477,13 @@ class State:
     bad_steps: int = 0 # in a row
     norms: list = field(default_factory=list) # of the last good gradients
 
-# %% ../nbs/08_train.ipynb #05e0c209
+# %% ../nbs/08_train.ipynb #a65cff0d
 class Trainer:
     "One run, from its first or its next step to its summary."
     def __init__(self, model_config, data, cfg: TrainConfig, run_dir, config: dict, progress=True, on_step=None):
         self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
         self.progress, self.on_step = progress, on_step
-        self.accelerator, self.state, self.pending, self.signal = make_accelerator(cfg, self.dir), State(), [], None
+        self.accelerator, self.state, self.pending, self.signal, self.kept = make_accelerator(cfg, self.dir), State(), [], None, {}
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
         if self.main:
@@ -448,11 +492,12 @@ class Trainer:
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
         saved = load_newest(self.dir, self.model)
-        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model)
+        if cfg.start and not saved: load_weights(check_start(cfg.start), self.model, cfg.expand_context)
+        if cfg.train_new_only: freeze_old(self.model)
         self.prepare()
         if saved: self.restore(saved)
         if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
-        self.windows = eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
+        self.windows = data.val_documents(cfg.eval_batches * cfg.batch_size) if data.cfg.carry_state else eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
 
     @property
     def rows(self): # windows of a micro-batch on one process
@@ -483,12 +528,13 @@ def seed_step(seed: int, step: int, device, rank: int = 0):
     random.seed(mixed); np.random.seed(mixed); torch.default_generator.manual_seed(mixed)
     if device.type != "cpu": torch.get_device_module(device).manual_seed(mixed)
 
-# %% ../nbs/08_train.ipynb #9000fe73
+# %% ../nbs/08_train.ipynb #1d6dc7d0
 @patch
 def prepare(self: Trainer):
     "Move the model to its device, wrap it for all processes, make the optimiser."
     cfg, acc, decay = self.cfg, self.accelerator, decayed(self.model)
     self.model.to(self.device).train()
+    self.audit_start()
     if cfg.activation_checkpointing: self.model.gradient_checkpointing_enable()
     self.plain, sharded = Objective(self.model), cfg.parallel == "fsdp" and acc.num_processes > 1
     if sharded:
@@ -501,14 +547,49 @@ def prepare(self: Trainer):
     self.optimizers = [acc.prepare_optimizer(o) for o in make_optimizers(self.model, cfg, decay)]
     self.objective = acc.prepare_model(self.plain, device_placement=False, evaluation_mode=sharded) # its DDP, or none
 
-# %% ../nbs/08_train.ipynb #4117b22d
+# %% ../nbs/08_train.ipynb #cff0dd4c
+@patch
+def audit_start(self: Trainer):
+    "Look at model, data and settings before the first step."
+    self.findings, cfg, data = [], self.cfg, self.data
+    if not self.main: return
+    windows = eval_windows(data.n_val_windows, self.eval_size)
+    self.findings = [*audit_model(self.model), *audit_data(data, windows, cfg.seed, cfg.batch_size), run_check("early stopping", early_stopping, knobs(cfg))]
+    self.say(self.findings)
+    if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
+
+@patch
+def audit_end(self: Trainer, summary: dict) -> list: # of findings as dicts
+    "Look at model and result after the last step."
+    if not self.main: return []
+    sharded = self.cfg.parallel == "fsdp" and self.accelerator.num_processes > 1
+    found = [*([] if sharded else audit_model(self.model)), *audit_result(summary, knobs(self.cfg), self.data, None if sharded else self.model)]
+    self.say([f for f in found if f.check not in {g.check for g in self.findings if g.verdict == "fail"}])
+    return [asdict(f) for f in merge_findings(self.findings, found)]
+
+@patch
+def say(self: Trainer, findings):
+    "Print what failed."
+    for f in findings:
+        if f.verdict == "fail": print(f"audit failed: {f.check}: {f.evidence}", file=sys.stderr, flush=True)
+
+def merge_findings(start: list, end: list) -> list: # of `Finding`, one a check
+    "Of each check the worse verdict, the later one of equals; what is known of early stopping at the end overrules what was feared."
+    out = {f.check: f for f in start}
+    for f in end:
+        old = out.get(f.check)
+        if old is None or f.check == "early stopping" or verdicts.index(f.verdict) <= verdicts.index(old.verdict): out[f.check] = f
+        else: out[f.check] = Finding(f.check, old.verdict, f"at the start: {old.evidence}")
+    return list(out.values())
+
+# %% ../nbs/08_train.ipynb #b95eb555
 @patch
 def train_step(self: Trainer):
     "One update of the weights."
     cfg, state, acc, rows = self.cfg, self.state, self.accelerator, self.rows
     rank, ranks = acc.process_index, acc.num_processes
     seed_step(cfg.seed, state.step, self.device, rank)
-    count, total = self.data.targets(cfg.seed, state.step, cfg.batch_size), 0.
+    count, total, good, left = self.data.targets(cfg.seed, state.step, cfg.batch_size), 0., True, {}
     for optimizer in self.optimizers:
         for group in optimizer.param_groups: group["lr"] = learning_rate(state.step, cfg)
     for part in range(cfg.accumulation):
@@ -517,7 +598,7 @@ def train_step(self: Trainer):
         if self.device.type == "cuda": batch = [t.pin_memory() for t in batch]
         x, y = (t.to(self.device, non_blocking=True) for t in batch)
         with acc.accumulate(self.objective):
-            loss, _ = self.objective(x, y, count)
+            loss, _, *left[part] = self.objective(x, y, count, *self.window_state(part, first))
             acc.backward(loss * cfg.accumulation * ranks)
             if acc.sync_gradients: norm = self.clip()
             good = not acc.sync_gradients or self.is_good(norm)
@@ -526,6 +607,7 @@ def train_step(self: Trainer):
                 state.skipped += bool(acc.scaler) and acc.sync_gradients and optimizer.step_was_skipped
                 optimizer.zero_grad()
         total = total + loss.detach().float()
+    self.kept = {part: found for part, [found] in left.items()} if self.data.cfg.carry_state and good else {}
     state.step, state.tokens = state.step + 1, state.tokens + count
     self.pending.append((count, torch.stack([total, norm.float()])))
 
@@ -534,6 +616,28 @@ def clip(self: Trainer) -> Tensor: # the norm before
     "Scale the gradient down to `clip`."
     norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.cfg.clip or math.inf)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of all pieces
+
+# %% ../nbs/08_train.ipynb #5622af58
+@patch
+def window_state(self: Trainer, part: int, first: int) -> tuple: # more arguments for the objective
+    "What the rows of a part go on with; nothing unless windows hand on their state."
+    if not self.data.cfg.carry_state: return ()
+    s, kept = self.state, self.kept.get(part, {})
+    ends = torch.from_numpy(~self.data.goes_on(self.cfg.seed, s.step, self.cfg.batch_size)[first:first + self.rows]).to(self.device)
+    return False, {k: v.masked_fill(ends.view(-1, *[1]*(v.ndim - 1)), 0) for k, v in kept.items()}
+
+@patch
+def gather_kept(self: Trainer) -> dict: # name -> (batch, ...) on the CPU
+    "The states of all rows of the batch, from all processes."
+    parts = [self.kept[k] for k in sorted(self.kept)]
+    return {k: torch.cat([self.accelerator.gather(p[k].contiguous()) for p in parts]).cpu() for k in (parts[0] if parts else ())}
+
+@patch
+def share_kept(self: Trainer, kept: dict): # from `gather_kept`
+    "Take the states of this process's rows."
+    acc, rows = self.accelerator, self.rows
+    firsts = [(part * acc.num_processes + acc.process_index) * rows for part in range(self.cfg.accumulation)]
+    self.kept = {part: {k: v[first:first + rows].to(self.device) for k, v in kept.items()} for part, first in enumerate(firsts)} if kept else {}
 
 # %% ../nbs/08_train.ipynb #b2ee528b
 @patch
@@ -608,11 +712,16 @@ def exclude_first(self: Trainer):
     self.lap()
     self.pending = [(0, values)]
 
-# %% ../nbs/08_train.ipynb #c5c75905
+# %% ../nbs/08_train.ipynb #3c357d96
+@patch
+def evaluate(self: Trainer, windows, bar=None) -> dict:
+    "`evaluate` of this run. Processes that read documents of different lengths do not wait for one another, so there the objective goes without its DDP."
+    return evaluate(self.plain if self.data.cfg.carry_state else self.objective, self.data, windows, self.device, bar, self.accelerator, self.eval_size)
+
 @patch
 def validate(self: Trainer) -> dict: # to add to the line of metrics
     "Evaluate on the fixed subset, and note whether it was the best."
-    s, result = self.state, evaluate(self.objective, self.data, self.windows, self.device, acc=self.accelerator)
+    s, result = self.state, self.evaluate(self.windows)
     s.val_loss = result["val_loss"]
     if not math.isfinite(s.val_loss): self.give_up(s.step, f"validation loss {s.val_loss}")
     if s.val_loss < s.best_loss: s.best_loss, s.best_step, s.bad_evals = s.val_loss, s.step, 0
@@ -620,7 +729,7 @@ def validate(self: Trainer) -> dict: # to add to the line of metrics
     self.lap()
     return result | dict(time=s.seconds)
 
-# %% ../nbs/08_train.ipynb #b6e9d4ca
+# %% ../nbs/08_train.ipynb #6702f25c
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_optimizer_state_dict, StateDictOptions
 
 @patch
@@ -628,12 +737,12 @@ def save(self: Trainer):
     "Save a checkpoint of this step; keep the best and the last ones. All processes take part, the first one writes."
     acc, folder = self.accelerator, self.dir/"checkpoints"/f"step_{self.state.step:08d}"
     options = StateDictOptions(full_state_dict=True, cpu_offload=acc.num_processes > 1) # all pieces, on the first process
-    optimizer, weights = get_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], options=options), None
+    optimizer, weights, kept = get_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], options=options), None, self.gather_kept()
     if self.cfg.parallel == "fsdp" and acc.num_processes > 1:
         weights = {k.removeprefix("model."): v for k, v in get_model_state_dict(self.plain, options=options).items()}
         if self.model.config.tie_word_embeddings: weights.pop("lm_head.weight", None)
     if self.main:
-        state = dict(state=asdict(self.state), optimizer=optimizer, scaler=acc.scaler.state_dict() if acc.scaler else None)
+        state = dict(state=asdict(self.state), optimizer=optimizer, scaler=acc.scaler.state_dict() if acc.scaler else None, kept=kept)
         save_checkpoint(folder, self.model, self.data.tokenizer, state, weights)
         self.mark_best()
         self.prune(folder)
@@ -658,7 +767,7 @@ def mark_best(self: Trainer):
     best = dict(step=s.best_step, val_loss=s.best_loss, folder=f"step_{s.best_step:08d}")
     if (folder/best["folder"]).exists(): save_json(best, folder/"best.json")
 
-# %% ../nbs/08_train.ipynb #a8b7fad2
+# %% ../nbs/08_train.ipynb #c2bb08dc
 def load_newest(run_dir, model) -> Path|None: # its folder
     "Load the weights of the newest intact checkpoint of a run into `model`."
     for folder in reversed(checkpoints(run_dir)):
@@ -668,10 +777,11 @@ def load_newest(run_dir, model) -> Path|None: # its folder
         load_weights(folder, model)
         return folder
 
-def load_weights(folder, model):
+def load_weights(folder, model, context_dim: int|None = None): # to which a context-vector model is grown first
     "Load the weights of a checkpoint into `model`, whose own parameters bear the mark `_no_weight_decay`."
-    with no_bars(): weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    model.load_state_dict(weights)
+    with no_bars(): saved = AutoModelForCausalLM.from_pretrained(folder)
+    if context_dim: saved = expand_context(saved, context_dim)
+    model.load_state_dict(saved.state_dict())
 
 @patch
 def restore(self: Trainer, folder):
@@ -679,10 +789,11 @@ def restore(self: Trainer, folder):
     saved = torch.load(folder/"trainer.pt", weights_only=True, map_location="cpu")
     self.state = State(**saved["state"])
     set_optimizer_state_dict(self.plain, [o.optimizer for o in self.optimizers], saved["optimizer"], options=StateDictOptions(full_state_dict=True))
+    self.share_kept(saved.get("kept", {}))
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
     if self.main: self.mark_best()
 
-# %% ../nbs/08_train.ipynb #b2d8e1ca
+# %% ../nbs/08_train.ipynb #42ac35ec
 def check_start(start, # the setting
                 run_dir=None # a run that may have its own copy
                ) -> Path: # the folder with settings and tokenizer
@@ -707,10 +818,11 @@ def keep_start(folder: Path, run_dir):
     shutil.copytree(folder, tmp, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "trainer.pt", "checksums.json"))
     os.replace(tmp, own)
 
-# %% ../nbs/08_train.ipynb #52a17128
+# %% ../nbs/08_train.ipynb #ddc5a957
 trained_tokenizers = "bpe", "word" # by the data, so not what the weights of a checkpoint know
 
-def start_model(folder: Path, given: dict): # the settings of the model that were given
+def start_model(folder: Path, given: dict, # the settings of the model that were given
+                context_dim: int|None = None): # to which its context is grown
     "The configuration of a checkpoint. Settings that contradict it are refused; `dropout`, which has no weights, may be another."
     config = AutoConfig.from_pretrained(folder)
     [family] = [k for k, cls in families.items() if isinstance(config, cls)]
@@ -724,7 +836,13 @@ def start_model(folder: Path, given: dict): # the settings of the model that wer
         check_type("dropout", given["dropout"], float)
         if not 0 <= given["dropout"] < 1: raise ValueError(f"dropout {given['dropout']!r}: must be at least 0 and below 1")
         config.dropout = given["dropout"]
-    return config
+    return config if context_dim is None else grown_config(config, context_dim, family)
+
+def grown_config(config, context_dim: int, family: str):
+    "The configuration of the grown model."
+    if family != "context": raise ValueError(f"expand_context {context_dim}: the checkpoint that the run starts from is of the family {family!r}, which has no context vector")
+    if context_dim <= config.context_dim: raise ValueError(f"expand_context {context_dim}: must be above {config.context_dim}, the context that the checkpoint has that the run starts from")
+    return expand_config(config, context_dim)
 
 def start_data(data_config: DataConfig, start: str) -> DataConfig: # as it is written down
     "With the tokenizer of the checkpoint, unless an existing one is named."
@@ -820,21 +938,23 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #22ba842e
+# %% ../nbs/08_train.ipynb #3a2fe456
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
-    with tqdm(total=-(-data.n_val_windows // self.eval_size // self.accelerator.num_processes), desc="whole validation set", leave=False,
+    bar_length = None if data.cfg.carry_state else -(-data.n_val_windows // self.eval_size // self.accelerator.num_processes)
+    with tqdm(total=bar_length, desc="whole validation set", leave=False,
               disable=not (self.progress and self.main)) as bar:
-        parts = evaluate_parts(self.objective, data, self.eval_size, self.device, bar, self.accelerator)
+        parts = evaluate_parts(self.plain if data.cfg.carry_state else self.objective, data, self.eval_size, self.device, bar, self.accelerator)
     final = measures(data, *(float(parts[k].sum()) for k in ("nats", "right", "tokens")))
     if not math.isfinite(final["val_loss"]): self.give_up(s.step, f"loss {final['val_loss']} on the whole validation set")
     self.objective.eval()
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
     recall = recall_table(recalled(self.objective, documents, data.cfg.length + 1, device=self.device))
     self.lap()
-    summary = self.summary(final) | dict(recall=recall, lengths=self.lengths(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    summary = self.summary(final) | dict(recall=recall, lengths=self.lengths())
+    summary |= dict(audit=self.audit_end(summary), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
     if self.main:
         save_windows(parts, self.dir)
@@ -878,7 +998,7 @@ def measure_windows(run_dir, # of a finished run
     save_windows(parts, run_dir)
     return parts
 
-# %% ../nbs/08_train.ipynb #10f62d84
+# %% ../nbs/08_train.ipynb #28568b63
 @patch
 def summary(self: Trainer, final: dict # from `evaluate` on the whole set
            ) -> dict:
@@ -886,7 +1006,7 @@ def summary(self: Trainer, final: dict # from `evaluate` on the whole set
     s, data, cfg, count = self.state, self.data, self.cfg, self.model.num_parameters
     losses = dict(train=s.train_loss, val=s.val_loss, best_val=s.best_loss, final_val=final["val_loss"])
     return {k: self.config[k] for k in ("name", "study", "pattern", "seed")} | dict(
-        layers=len(self.config["pattern"]), parameters=count(), parameters_non_embedding=count(exclude_embeddings=True),
+        layers=len(self.config["pattern"]), parameters=count(), parameters_trained=count(only_trainable=True), parameters_non_embedding=count(exclude_embeddings=True),
         steps=s.step, planned_steps=cfg.steps, skipped_updates=s.skipped, stopped_early=self.stopped_early, best_step=s.best_step,
         tokens_seen=s.tokens, unique_tokens=self.config["corpus"]["unique_tokens"], epochs=data.epochs(s.tokens),
         **{f"{k}_loss": v for k, v in losses.items()}, **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
@@ -906,7 +1026,7 @@ def peak_memory(device) -> int: # bytes
 
 def device_name(device) -> str: return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/08_train.ipynb #9affaeca
+# %% ../nbs/08_train.ipynb #6133c037
 @patch
 def start_trackers(self: Trainer):
     "Begin the W&B run, and TensorBoard's, if they are wanted."
@@ -915,7 +1035,7 @@ def start_trackers(self: Trainer):
     if self.main and cfg.wandb != "disabled" and not path.exists():
         with atomic_write(path) as f: f.write(uuid.uuid4().hex[:8])
     init = dict(mode=cfg.wandb, dir=str(self.dir), name=self.config["name"], group=self.config["study"], resume="allow",
-                id=path.read_text() if self.main and path.exists() else None, config=self.config)
+                id=path.read_text() if self.main and path.exists() else None, config=self.config | dict(audit={f.check: f.verdict for f in self.findings}))
     self.accelerator.init_trackers("tensorboard" if cfg.wandb == "disabled" else cfg.wandb_project, init_kwargs=dict(wandb=init))
 
 def artifact(run_dir, name: str, file: str): # wandb.Artifact
@@ -942,7 +1062,7 @@ def attach_notebook(run_dir):
     with wandb.init(project=cfg["wandb_project"], id=(run_dir/"wandb_id").read_text(), resume="allow", dir=str(run_dir), mode=cfg["wandb"]) as run:
         run.log_artifact(artifact(run_dir, f"{config['study']}-{config['name']}-notebook", "train.ipynb"))
 
-# %% ../nbs/08_train.ipynb #98406482
+# %% ../nbs/08_train.ipynb #2fcb5416
 def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is set to the tokenizer's
           data_config: DataConfig,
           train_config: TrainConfig,
@@ -961,6 +1081,7 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
     check_machine(cfg)
     if cfg.start and not resume and run_dir.resolve() in Path(cfg.start).expanduser().resolve().parents: raise ValueError(f"start {cfg.start!r}: belongs to the run that would be deleted, {run_dir}")
     if cfg.start: model_config, data_config = started(model_config, data_config, cfg, run_dir if resume else None)
+    check_carry(model_config, data_config, cfg)
     config = dict(name=name or run_dir.name, study=study or run_dir.resolve().parent.name, pattern=model_config.pattern,
                   seed=cfg.seed, model=knobs(model_config), data=knobs(data_config), train=knobs(cfg))
     if resume and (summary := finished(run_dir, config)): return summary
@@ -985,13 +1106,17 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
 def started(model_config, data_config, cfg, run_dir) -> tuple: # model and data configuration
     "Those of a run that starts from a checkpoint; what was set otherwise is refused."
     folder, data_config = check_start(cfg.start, run_dir), start_data(data_config, cfg.start)
-    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): return model_config, data_config # from `split_knobs`
+    if model_config.name_or_path in (str(Path(cfg.start).expanduser()), str(folder)): # from `split_knobs`
+        if getattr(model_config, "context_dim", None) != getattr(start_model(folder, {}, cfg.expand_context), "context_dim", None):
+            raise ValueError(f"expand_context {cfg.expand_context!r}: the model's configuration was made with another; give it to `split_knobs`")
+        return model_config, data_config
     default, [family] = type(model_config)(), [k for k, cls in families.items() if isinstance(model_config, cls)]
     given = {k: v for k, v in knobs(model_config).items() if v != getattr(default, k, v)} # what is as it is by default counts as not given
-    return start_model(folder, given | (dict(family=family) if given else {})), data_config
+    return start_model(folder, given | (dict(family=family) if given else {}), cfg.expand_context), data_config
 
 def check_lengths(cfg: TrainConfig, data):
     "Refuse to evaluate on windows that the validation text does not have."
+    if data.cfg.carry_state: data.batch_windows(cfg.seed, 0, cfg.batch_size) # refuses too large a batch
     if cfg.eval_lengths and data.windows is None: raise ValueError(f"eval_lengths {cfg.eval_lengths!r}: the examples of a dialog corpus have lengths of their own")
     for m in map(int, cfg.eval_lengths.split()):
         if m * data.cfg.length >= len(data.val):
@@ -1003,7 +1128,17 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #207ab4c4
+# %% ../nbs/08_train.ipynb #4783472e
+def check_carry(model_config, data_config: DataConfig, cfg: TrainConfig):
+    "Refuse to hand a state from window to window where there is none, or where it would be lost."
+    if not data_config.carry_state: return
+    def no(why): raise ValueError(f"carry_state True: {why}")
+    for k, good in dict(parallel="ddp", compile=False, activation_checkpointing=False).items():
+        if getattr(cfg, k) != good: no(f"goes with {k} {good!r} only")
+    if isinstance(model_config, HybridConfig):
+        if not model_config.can_cache: no(f"{uncached(model_config)} in pattern {model_config.pattern!r} cannot say what it keeps")
+        if "linear_attention" not in model_config.layer_types: no(f"pattern {model_config.pattern!r} has no recurrent block (those are {', '.join(k for k, m in sorted(mixers.items()) if m.cache == 'linear_attention')})")
+
 def check_machine(cfg: TrainConfig):
     "Refuse what this machine cannot do."
     if cfg.precision == "fp16" and (cfg.device == "cpu" or not torch.accelerator.is_available()):
@@ -1039,7 +1174,7 @@ def clear_run(run_dir):
     for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl", "val_windows.npz"): (Path(run_dir)/name).unlink(missing_ok=True)
     for name in "checkpoints", "start": shutil.rmtree(Path(run_dir)/name, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #206dff56
+# %% ../nbs/08_train.ipynb #89b12afa
 families = dict(hybrid=HybridConfig, context=ContextConfig)
 configs = *families.values(), DataConfig, TrainConfig
 
@@ -1063,10 +1198,14 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
                 **knobs) -> tuple: # model, data and training configuration
     "Sort settings into their configurations; those not given keep their defaults."
     if (start := knobs.get("start")) is not None:
-        check_type("start", start, str|None)
-        config, names = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {})), {f.name for c in families.values() for f in config_fields(c)}
-        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | {"start"}})
-        return config, start_data(data, start), replace(training, start=start)
+        grow = {k: knobs[k] for k in ("start", "expand_context", "train_new_only") if k in knobs}
+        for k, v in grow.items(): check_type(k, v, get_annotations(TrainConfig)[k])
+        names = {f.name for c in families.values() for f in config_fields(c)}
+        config = start_model(check_start(start, run_dir), knobs | (dict(family=family) if family else {}), knobs.get("expand_context"))
+        _, data, training = split_knobs(**{k: v for k, v in knobs.items() if k not in names | set(grow)})
+        data, training = start_data(data, start), replace(training, **grow)
+        check_carry(config, data, training)
+        return config, data, training
     family = family or "hybrid"
     if family not in families: raise ValueError(f"family {family!r}: unknown (accepted: {', '.join(families)})")
     chosen = families[family], DataConfig, TrainConfig
@@ -1080,9 +1219,17 @@ def split_knobs(family: str|None = None, # of the model: hybrid (the default) or
             near = get_close_matches(k, known, n=1)
             raise ValueError(f"setting {k!r}: unknown" + (f" (did you mean {near[0]!r}?)" if near else ""))
         else: check_type(k, v, types[k])
-    return tuple(cls(**{k: v for k, v in knobs.items() if known.get(k) is cls}) for cls in chosen)
+    made = tuple(cls(**{k: v for k, v in knobs.items() if known.get(k) is cls}) for cls in chosen)
+    check_carry(*made)
+    return made
 
-# %% ../nbs/08_train.ipynb #8cf32e76
+# %% ../nbs/08_train.ipynb #6b9556f3
+def changed(settings: dict) -> dict:
+    "The settings that are not as they are by default. (A notebook that states all of them, and starts from a checkpoint, has given only these.)"
+    defaults = {f.name: f.default for c in configs for f in config_fields(c)}
+    return {k: v for k, v in settings.items() if v != defaults[k]}
+
+# %% ../nbs/08_train.ipynb #c78d017d
 def train_run(pattern: str|None = None, # one letter a block
               name: str|None = None, # default: the pattern or the recipe's last part, and the seed, such as AMAM-s0
               study: str|None = None, # folder of the run within `runs`; default: "default", or the recipe's group
@@ -1162,7 +1309,7 @@ def with_flags(f):
     f.__signature__ = Signature(list(flags.values()))
     return f
 
-# %% ../nbs/08_train.ipynb #57e8f2a4
+# %% ../nbs/08_train.ipynb #50435de1
 @command
 @with_flags
 def hybrid_train(pattern: str = None, # one letter a block; repetition as in "(AM)4"; default AMAMAMAM, or the recipe's
@@ -1190,7 +1337,9 @@ def describe_summary(s: dict) -> str:
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
+    failed = [f["check"] for f in s.get("audit", []) if f["verdict"] == "fail"]
     return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}\n"
             f"  {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s, {n(s['tokens_per_second'])} tokens/s while training\n"
             f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), perplexity "
-            f"{s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}")
+            f"{s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, {s['bits_per_byte']:.3f} bits a byte{floor}"
+            + (f"\n  FAILED AUDIT: {', '.join(failed)} (hybrid_audit says more)" if failed else ""))

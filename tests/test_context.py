@@ -3,11 +3,13 @@ import json, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from transformers import AutoModelForCausalLM
-from hybrid_nb.context import ContextConfig, ContextForCausalLM, expand_context
+from hybrid_nb.context import ContextConfig, ContextForCausalLM
 from hybrid_nb.data import DataConfig
-from hybrid_nb.train import Objective, TrainConfig, train
+from hybrid_nb.train import Objective, split_knobs, train, train_run, TrainConfig
 
 small = dict(embedding_size=16, context_dim=24, hidden_size=32, depth=2)
+options = dict(corpus="world", max_documents=60, vocab_size=300, length=24, steps=8, batch_size=20, eval_every=4, eval_batches=2, checkpoint_every=4, log_every=2, learning_rate=3e-3, warmup_steps=0,
+               recall_documents=0, device="cpu", progress=False)
 
 
 def gradients(f, module, *args):
@@ -58,20 +60,66 @@ def test_trains_resumes_and_loads(tmp_path):
     assert losses[-1]["train_loss"] < losses[0]["train_loss"]
 
 
-def test_old_weights_stay_through_the_trainers_optimiser():
-    "A grown model, only its new part trained, by the trainer's AdamW with decay: all else is bit for bit the same."
-    from hybrid_nb.train import make_optimizers
-    torch.manual_seed(0)
-    model = expand_context(ContextForCausalLM(ContextConfig(vocab_size=60, **small)).train(), 40)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    [optimizer] = make_optimizers(model, TrainConfig(weight_decay=0.5, learning_rate=1e-2))
-    x = torch.randint(60, (4, 10))
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(x, labels=x).loss.backward()
-        optimizer.step()
-    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved == {k for k in before if k.startswith("model.blocks.1.")}
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "A trained model with 24 numbers of context: the folder of its checkpoint, and the loss it ended with."
+    folder = tmp_path_factory.mktemp("start")
+    summary = train_run(family="context", runs=folder, name="old", cache_dir=str(folder/"cache"), embedding_size=16, context_dim=24, network_size=32, depth=2, **options)
+    return folder/"default"/"old"/"checkpoints"/"step_00000008", summary
+
+def grow(checkpoint, on_step=None, name="grown", **kw):
+    "Grow it to 40 by a run; its folder and its summary."
+    runs = checkpoint.parents[3]
+    knobs = options | dict(start=str(checkpoint), expand_context=40, cache_dir=str(runs/"cache")) | kw
+    knobs.pop("progress")
+    return runs/"default"/name, train(*split_knobs(**knobs), runs/"default"/name, progress=False, on_step=on_step)
+
+def weights(folder): return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+def test_growing_changes_no_output(checkpoint):
+    "A run that grows a model and takes steps of no size ends with the loss it began with."
+    folder, old = checkpoint
+    run, summary = grow(folder, name="still", learning_rate=1e-30)
+    assert summary["final_val_loss"] == pytest.approx(old["final_val_loss"], abs=1e-6) and summary["parameters_trained"] == summary["parameters"] > old["parameters"]
+    saved = weights(run/"checkpoints"/"step_00000008")
+    assert saved["model.blocks.1.write.weight"].abs().max() > .1 # what is added writes from the start, and is not read yet
+    assert json.loads((run/"config.json").read_text())["model"]["context_blocks"] == [24, 16]
+
+def test_only_what_is_new_is_trained(checkpoint):
+    "With AdamW and a strong decay all else is bit for bit as it was, also in a run that stopped on the way and was continued; and without the setting it is not."
+    folder, old = checkpoint
+    class Stop(Exception): pass
+    def stop(trainer):
+        if trainer.state.step == 5: raise Stop
+    new = dict(train_new_only=True, weight_decay=.5)
+    run, summary = grow(folder, **new)
+    with pytest.raises(Stop): grow(folder, stop, name="stopped", **new)
+    stopped, _ = grow(folder, name="stopped", **new)
+    before, after, again = weights(folder), weights(run/"checkpoints"/"step_00000008"), weights(stopped/"checkpoints"/"step_00000008")
+    assert all(torch.equal(after[k], again[k]) for k in after) and all(torch.equal(after[k], before[k]) for k in before)
+    added = {k for k in after if k.startswith("model.blocks.1.")}
+    assert added == set(after) - set(before) and summary["parameters_trained"] == sum(after[k].numel() for k in added) == summary["parameters"] - old["parameters"]
+    early = weights(run/"checkpoints"/"step_00000004")
+    assert not any(torch.equal(after[k], early[k]) for k in added) and summary["final_val_loss"] != old["final_val_loss"]
+    run, _ = grow(folder, name="all", weight_decay=.5)
+    assert not any(torch.equal(v, before[k]) for k, v in weights(run/"checkpoints"/"step_00000008").items() if k in before)
+
+def test_growing_refuses(checkpoint, tmp_path):
+    "In a line, before anything is read."
+    from hybrid_nb.model import HybridConfig, HybridForCausalLM
+    folder, _ = checkpoint
+    HybridForCausalLM(HybridConfig(pattern="A", hidden_size=32, num_attention_heads=2, vocab_size=300)).save_pretrained(tmp_path/"hybrid")
+    for says, kw in [("expand_context 24: must be above 24", dict(expand_context=24)), ("expand_context 16: must be above 24", dict(expand_context=16)), ("expand_context 32.5: must be int", dict(expand_context=32.5)),
+                     ("expand_context 40: goes with start", dict(start=None)), ("train_new_only True: goes with expand_context", dict(expand_context=None, train_new_only=True)),
+                     ("train_new_only 'yes': must be bool", dict(train_new_only="yes")), ("is of the family 'hybrid', which has no context vector", dict(start=str(tmp_path/"hybrid"))),
+                     ("context_dim 40: the checkpoint that the run starts from has 24", dict(context_dim=40)), ("family 'hybrid': the checkpoint", dict(family="hybrid"))]:
+        with pytest.raises(ValueError, match=".*") as e: split_knobs(**options_of(folder) | kw)
+        assert says in str(e.value) and "\n" not in str(e.value), e.value
+    model, data, _ = split_knobs(**options_of(folder) | dict(expand_context=None)) # made for a model that is not grown
+    with pytest.raises(ValueError, match="expand_context 40: the model's configuration was made with another"): train(model, data, TrainConfig(start=str(folder), expand_context=40), tmp_path/"run")
+    assert not (tmp_path/"run").exists()
+
+def options_of(folder): return {k: v for k, v in options.items() if k != "progress"} | dict(start=str(folder), expand_context=40)
 
 
 def test_another_process_draws_the_same_masks():
@@ -79,17 +127,22 @@ def test_another_process_draws_the_same_masks():
     code = """
 import sys, torch
 from hybrid_nb.context import ContextConfig, ContextForCausalLM
-torch.set_num_threads(int(sys.argv[1])); torch.manual_seed(0)
-m = ContextForCausalLM(ContextConfig(vocab_size=60, dropout=0.5, embedding_size=16, context_dim=24, hidden_size=32, depth=2)).train()
-x = torch.randint(60, (70, 6)); torch.manual_seed(1)
-print(m(x, labels=x).loss.item())"""
-    losses = [float(subprocess.run([sys.executable, "-c", code, n], capture_output=True, text=True, check=True).stdout) for n in ("1", "2", "3")]
-    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+before, losses = torch.get_num_threads(), []
+for n in threads:
+    torch.set_num_threads(n); torch.manual_seed(0)
+    m = ContextForCausalLM(ContextConfig(vocab_size=60, dropout=0.5, embedding_size=16, context_dim=24, hidden_size=32, depth=2)).train()
+    x = torch.randint(60, (70, 6)); torch.manual_seed(1)
+    losses.append(m(x, labels=x).loss.item())
+torch.set_num_threads(before)
+print(losses)"""
+    exec(code, here := dict(threads=(1, 2, 3)))
+    there = subprocess.run([sys.executable, "-c", f"threads = 1, 2\n{code}"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(there) + here["losses"] == pytest.approx([here["losses"][0]] * 5, abs=1e-5)
 
 
-def test_benchmark_runs(tmp_path):
+def test_benchmark_runs(monkeypatch):
     "The script's numbers are all there; what they are is the machine's affair."
-    script = Path(__file__).parents[1]/"reports"/"benchmarks"/"context.py"
-    code = f"import runpy, sys; m = runpy.run_path({str(script)!r}); m['compare'].__globals__.update(LENGTH=2); print(m['compare'](2, 1, False))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert out.returncode == 0 and "times_faster" in out.stdout, out.stderr
+    import runpy
+    compare = runpy.run_path(str(Path(__file__).parents[1]/"reports"/"benchmarks"/"context.py"))["compare"]
+    monkeypatch.setitem(compare.__globals__, "LENGTH", 2)
+    assert compare(2, 1, False)["times_faster"].keys() == {"equations", "plain"}

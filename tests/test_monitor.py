@@ -25,11 +25,11 @@ def start(script, tmp_path):
 def once(start):
     def once(*args):
         process = start("--once", *args)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
     return once
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "waited in vain"
@@ -64,7 +64,7 @@ def test_a_run_is_followed_from_start_to_end(tmp_path, once):
         code, out, err = once()
         assert code == 0 and err == "" and "ALERT" not in out, out + err
         [line] = [l for l in out.splitlines() if " run " in l]
-        assert re.search(rf" run s/A-s0  running  step {step}/400 \d+%  loss \d\.\d{{4}}  val loss \d\.\d{{4}}  tokens/s [\d,]+  left \d+ s$", line), line
+        assert re.search(rf" run s/A-s0  running  step {step}/400 \d+%  loss \d\.\d{{4}}  val loss \d\.\d{{4}}  tokens/s [\d,]+  left \d[\w ]+$", line), line
 
         age(run, 3600)
         code, out, err = once()
@@ -100,7 +100,7 @@ def test_a_watch_in_a_pipe_ends_politely_and_leaves_a_log(tmp_path, runs, start,
         process = start("--every", ".1", "--log", name)
         wait_for(lambda: (tmp_path/name).exists() and (tmp_path/name).read_text().count("MAMAMAMA-s1") >= 3)
         process.send_signal(stop)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and err == "" and "\x1b" not in out, err
     assert len(re.findall(r"^[\dT:Z-]+ run demo/MAMAMAMA-s1  running  step 100/200 50%", out, re.M)) >= 3
     assert out.count(" runs 1 running, 6 finished, 1 interrupted\n") >= 3
@@ -133,14 +133,14 @@ def test_a_table_in_a_terminal(tmp_path, runs, start):
     try:
         while more := os.read(here, 4096): seen += more
     except OSError: pass  # the other end is closed
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     text = seen.decode()
     assert "─" in text and "\x1b[1A" in text and text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "not redrawn in place, or the cursor is left hidden"
 
 def test_a_reader_that_stops_reading(runs, start):
     process = start("--every", ".05")
     process.stdout.readline(); process.stdout.close()
-    assert process.wait(20) == 0 and process.stderr.read() == ""
+    assert process.wait(60) == 0 and process.stderr.read() == ""
 
 @pytest.mark.parametrize("args, message", [
     (["--runs", "none"], "runs 'none': no such folder"), (["x"], "study 'x': no such folder in runs (there: demo)"),

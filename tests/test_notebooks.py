@@ -26,10 +26,10 @@ def test_package_is_what_the_notebooks_export(tmp_path):
 
 def test_notebooks_are_clean(tmp_path):
     shutil.copy(root/"settings.ini", tmp_path)
-    for p in notebooks:
-        shutil.copy(p, tmp_path/p.name)
-        run(tools/"nbdev_clean", "--fname", tmp_path/p.name, cwd=tmp_path)
-        assert json.loads((tmp_path/p.name).read_text()) == json.loads(p.read_text()), f"run nbdev_clean: {p.name} holds metadata"
+    (tmp_path/"copies").mkdir()
+    for p in notebooks: shutil.copy(p, tmp_path/"copies"/p.name)
+    run(tools/"nbdev_clean", "--fname", "copies", cwd=tmp_path)
+    for p in notebooks: assert json.loads((tmp_path/"copies"/p.name).read_text()) == json.loads(p.read_text()), f"run nbdev_clean: {p.name} holds metadata"
 
 
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.name)

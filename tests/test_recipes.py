@@ -3,11 +3,12 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from hybrid_nb.core import run_script
 from hybrid_nb.cost import number_of_parameters
 from hybrid_nb.model import hybrid_params
-from hybrid_nb.recipes import recipe, recipes
+from hybrid_nb.recipes import debug_settings, recipe, recipes
 from hybrid_nb.results import load_runs
-from hybrid_nb.train import checkpoints, train_run
+from hybrid_nb.train import checkpoints, hybrid_train, split_knobs, train_run
 
 script = Path(sys.executable).with_name
 
@@ -26,18 +27,45 @@ def test_published_counts():
     assert number_of_parameters(recipe("exp9/attention_mlp_512d").model) == 69_625_088
     assert number_of_parameters(recipe("extended/alternate_A_first_16L").model) < .15e9 # "about a billion"
 
-# the groups differ in their patterns and no more: all of one, some of its twins
-some = "base-mamba/sandwich_8L", "extended/alternate_A_first_16L", "extended/nemotron_14L", "extended-mamba/triple_11L"
+# one of each kind of model, data and training; of the others, which differ from these in pattern and size, the model is built and read
+kinds = ["base/sandwich_8L", "base-mamba/sandwich_8L", "extended/alternate_A_first_16L", "extended-mamba/triple_11L", "exp9/attention_mlp_512d", "context/depth-2", "context/overwrite-6", "context/reconstruct-6",
+         "context/expand-new", "context/expand-all", "context/expand-none", "dialog/dolly"]
 
-@pytest.mark.parametrize("name", [n for n, r in recipes.items() if n in some or r.group not in {x.split("/")[0] for x in some}])
-def test_small_form(here, name):
+def settings_of_a_kind(name):
+    "What a recipe sets beside numbers, and which numbers it sets."
+    return {k: v if isinstance(v, str) else v is None for k, v in recipe(name).settings.items() if k not in ("pattern", "corpus", "accumulation", "context_dim")}
+
+def test_every_recipe_is_of_a_tested_kind():
+    tested = [settings_of_a_kind(k) for k in kinds]
+    assert [n for n in recipes if settings_of_a_kind(n) not in tested] == []
+
+@pytest.mark.parametrize("name", [n for n in recipes if n not in kinds])
+def test_small_model(name):
+    "What `debug` leaves of a recipe are settings that go together, of the same kind of model with all its layers, which reads its windows."
+    settings = debug_settings(recipe(name).settings)
+    config, data, train = split_knobs(**settings)
+    assert data.corpus in ("world", "chat-demo") and data.tokenizer in ("bpe", "word") and train.steps == 12
+    assert (config.model_type, config.pattern) == (recipe(name).model.model_type, recipe(name).model.pattern)
+    model = AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == number_of_parameters(config)
+    ids = torch.randint(config.vocab_size, (2, data.length))
+    assert model(ids, labels=ids).loss.isfinite()
+
+@pytest.fixture(scope="module")
+def start(here):
+    "The checkpoint of a small context-vector model."
+    s = train_run(recipe="context/depth-1", debug=True, runs=here, name="start", study="start", cache_dir=str(here/"cache"), progress=False, threads=1)
+    return str(checkpoints(here/s["study"]/s["name"])[-1])
+
+@pytest.mark.parametrize("name", kinds)
+def test_small_form(here, start, name):
     "It trains, checkpoints, goes on from a checkpoint as the same run, and generates."
-    run = dict(recipe=name, debug=True, runs=here, cache_dir=str(here/"cache"), progress=False, threads=1)
+    run = dict(recipe=name, debug=True, runs=here, cache_dir=str(here/"cache"), progress=False, threads=1) | (dict(start=start) if recipe(name).phase == "expansion" else {})
     summary = train_run(**run)
     folder = here/summary["study"]/summary["name"]
     assert summary["study"] == f"{recipe(name).group}-debug" and summary["steps"] >= 8 and checkpoints(folder)
     config = json.loads((folder/"config.json").read_text())
-    assert config["model"]["model_type"] == recipe(name).model.model_type and len(config["pattern"]) == recipe(name).model.num_hidden_layers
+    assert config["model"]["model_type"] == recipe(name).model.model_type and len(config["pattern"]) == (1 if "start" in run else recipe(name).model.num_hidden_layers)
     (folder/"summary.json").unlink()
     shutil.rmtree(checkpoints(folder)[-1])
     assert train_run(**run)["final_val_loss"] == summary["final_val_loss"]
@@ -56,6 +84,14 @@ def test_sweep_and_report(tmp_path):
     assert r.returncode == 0, r.stderr
     assert "AMAMAMAM" in (tmp_path/"mixed.html").read_text()
 
+def test_sweep_from_a_checkpoint(tmp_path, start):
+    "Through the notebook of a run, which states all settings: what the checkpoint knows counts as not given."
+    words = ["--recipe-group", "context/expand-new", "--seeds", "1", "--debug", "--set", f"start={start}", f"cache_dir={tmp_path/'cache'}", "steps=4", "threads=1"]
+    r = subprocess.run([str(script("hybrid_sweep")), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    run = json.loads((tmp_path/"runs"/"context-debug"/"expand-new-s0"/"summary.json").read_text())
+    assert run["pattern"] == "C" and 0 < run["parameters_trained"] < run["parameters"]
+
 @pytest.mark.parametrize("words, message", [
     (["--recipe", "base/sandwich_9L"], "recipe 'base/sandwich_9L': unknown, did you mean 'base/sandwich_8L'?"),
     (["--recipe", "base/sandwich_8L", "--pattern", "AAAA"], "pattern 'AAAA': the recipe base/sandwich_8L has AGGGGGGA"),
@@ -64,14 +100,15 @@ def test_sweep_and_report(tmp_path):
     (["--recipe", "context/depth-1", "--state_size", "4"], "state_size 4: not a setting of the family 'context'"),
     (["--pattern", "AM", "--name", "deep_12L"], "name 'deep_12L': says 12 layers, but the model has 2"),
     (["--pattern", "AM", "--eval_lengths", "two"], "eval_lengths 'two': must be whole numbers")])
-def test_bad_input(tmp_path, words, message):
-    r = subprocess.run([str(script("hybrid_train")), *words], cwd=tmp_path, capture_output=True, text=True)
-    assert r.returncode == 2 and message in r.stderr and len(r.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir()), r.stderr
+def test_bad_input(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hybrid_train", *words])
+    with pytest.raises(SystemExit) as e: run_script(hybrid_train.__wrapped__)
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and message in error and len(error.strip().splitlines()) == 1 and not list(tmp_path.iterdir()), error
 
 def test_given_flags_overrule_the_recipe(here, monkeypatch):
     "Also where the flag says what is the default anyway."
-    from hybrid_nb.core import run_script
-    from hybrid_nb.train import hybrid_train
     seen = {}
     monkeypatch.setattr("hybrid_nb.train.train", lambda m, d, t, *a: seen.update(m=m, d=d, t=t) or dict(name="x", study="y"))
     monkeypatch.setattr("hybrid_nb.train.describe_summary", lambda s: "")

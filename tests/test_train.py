@@ -1,9 +1,9 @@
 "Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
-import json, random, runpy, shutil, signal, socket, subprocess, sys, time
+import json, random, runpy, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import nbclient, nbformat, numpy as np, pytest, torch
 from safetensors.torch import load_file
-from lab import SCRIPT, lab_in
+from lab import Forks, SCRIPT, free_port, lab_in
 
 TINY = dict(hidden_size=32, num_attention_heads=2, state_size=4, vocab_size=280, length=32, batch_size=4, learning_rate=3e-3,
             eval_every=10, eval_batches=2, log_every=3, recall_documents=0, threads=1)
@@ -17,6 +17,12 @@ def lab(tmp_path_factory):
     rows = [json.dumps(dict(text=" ".join(sentence() for _ in range(12)))) for _ in range(80)]
     (folder/"corpus.jsonl").write_text("\n".join(rows) + "\n")
     with lab_in(folder): yield folder
+
+@pytest.fixture(scope="module")
+def forks(lab):
+    server = Forks()
+    yield server
+    server.close()
 
 def flags(**kw): return [x for k, v in (TINY | dict(corpus="corpus.jsonl", quiet=True) | kw).items() if v is not False for x in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
 
@@ -102,21 +108,21 @@ def test_flags_are_the_settings():
     own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet", "recipe", "debug", "preset", "family"}
     assert set(signature(hybrid_train).parameters) == names | own
 
-def killed_runs(args, run):
+def killed_runs(forks, args):
     "Start the command and kill it: once in a step, once while it writes a checkpoint."
     suicide = "import os, signal\nfrom hybrid_nb.train import Objective\nforward = Objective.forward\nsteps = []\ndef dying(self, *args):\n    steps.append(self.training)\n    if sum(steps) == 29: os.kill(os.getpid(), signal.SIGKILL)\n    return forward(self, *args)\nObjective.forward = dying\n"
     Path("dying").write_text(suicide + SCRIPT)
-    yield subprocess.run([sys.executable, "dying", *args], capture_output=True).returncode
+    yield forks.run(["dying", *args])[0].returncode
     suicide = "import os, signal, torch\nsave, calls = torch.save, []\ndef dying(*args):\n    calls.append(1)\n    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n    save(*args)\ntorch.save = dying\n"
     Path("dying").write_text(suicide + SCRIPT)
-    yield subprocess.run([sys.executable, "dying", *args], capture_output=True).returncode
+    yield forks.run(["dying", *args])[0].returncode
 
-def test_sigkill(lab):
+def test_sigkill(lab, forks):
     "A run killed twice ends with the weights and the lines of an undisturbed one."
     settings = dict(pattern="AM", steps=90, checkpoint_every=8, seed=3)
     calm, killed = lab/"runs"/"default"/"calm", lab/"runs"/"default"/"killed"
     args = flags(**settings, name="killed")
-    for code in killed_runs(args, killed):
+    for code in killed_runs(forks, args):
         assert code == -signal.SIGKILL
         assert not (killed/"summary.json").exists() and list((killed/"checkpoints").glob("step_*"))
     assert list((killed/"checkpoints").glob(".step_*.tmp")), "the second death was meant to be in the middle of a checkpoint"
@@ -132,37 +138,34 @@ def test_sigkill(lab):
     a, b = (read_json(run/"summary.json") for run in (calm, killed))
     assert {k: a[k] for k in same} == {k: b[k] for k in same}
 
-def test_told_to_stop(lab):
+def test_told_to_stop(lab, forks):
     "SIGTERM: the step is finished and saved, the exit code asks for another try, and the run goes on from that step."
     args, run = flags(pattern="A", name="evicted", steps=40, log_every=1, checkpoint_every=0, save_best=False), lab/"runs"/"default"/"evicted"
     evicted = "import os, signal\nfrom hybrid_nb.train import Trainer\nstep = Trainer.train_step\ndef told(self):\n    if self.state.step == 6: os.kill(os.getpid(), signal.SIGTERM)\n    step(self)\nTrainer.train_step = told\n"
     Path("evicted").write_text(evicted + SCRIPT)
-    r = subprocess.run([sys.executable, "evicted", *args], capture_output=True, text=True)
+    [r] = forks.run(["evicted", *args])
     assert r.returncode == 75 and "stopped by SIGTERM after step 7" in r.stderr
     [saved] = (run/"checkpoints").glob("step_*")
     assert int(saved.name[5:]) == lines(run)[-1]["step"] == 7
     assert command(*args) == 0 and [l["step"] for l in lines(run)] == list(range(1, 41))
 
-def ranks(n, *args):
-    "The command in `n` processes."
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    r = subprocess.run([*launch, "hybrid_train", *args], capture_output=True, text=True, timeout=300)
-    assert r.returncode == 0, r.stderr
-
 @pytest.mark.parametrize("name, n, extra", [("two", 2, {}), ("four", 4, dict(accumulation=2)), ("sharded", 2, dict(parallel="fsdp"))])
-def test_many_processes(lab, name, n, extra):
+def test_many_processes(lab, forks, name, n, extra):
     "The same run on 1, 2 and 4 processes, sharded too: the same losses, each validation window counted once."
     settings = dict(pattern="AMSG", steps=12, batch_size=8, dropout=0, log_every=1, eval_every=5, eval_batches=3, checkpoint_every=6, ssd_head_dim=16)
-    assert command(*flags(**settings, name="alone")) == 0
-    ranks(n, *flags(**settings | extra, name=name))
+    assert command(*flags(**settings, name="alone")) == 0 # once: a finished run stays
+    for r in forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name)): assert r.returncode == 0, r.stderr
     want, got = (lab/"runs"/"default"/k for k in ("alone", name))
-    assert len(lines(got)) == 12
+    assert len(lines(got)) == 12 and read_json(got/"config.json")["processes"] == n
     for a, b in zip(lines(want), lines(got)):
         assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
     a, b = (read_json(r/"summary.json") for r in (want, got))
     assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ("final_val_loss", "val_accuracy", "bits_per_byte", "parameters", "tokens_seen"))
     a, b = (dict(np.load(r/"val_windows.npz")) for r in (want, got))
     assert all((a[k] == b[k]).all() for k in ("window", "document", "first", "tokens")) and np.allclose(a["nats"], b["nats"], rtol=1e-3) and a["nats"].min() > 0
+    verdicts = [{f["check"]: f["verdict"] for f in s["audit"]} for s in (a, b)]
+    assert len(verdicts[0]) == 17 and "fail" not in verdicts[0].values()
+    assert verdicts[1] == verdicts[0] | (dict([("train and validation", "not checked")]) if name == "sharded" else {}) # weights in pieces
     a, b = (load_file(r/"checkpoints"/"step_00000012"/"model.safetensors") for r in (want, got))
     assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
     # what several processes began, one continues
@@ -172,10 +175,21 @@ def test_many_processes(lab, name, n, extra):
     assert [l["step"] for l in lines(got)] == list(range(1, 13))
     assert all(x[k] == pytest.approx(y[k], rel=2e-5) for x, y in zip(lines(want), lines(got)) for k in x)
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def test_state_between_windows(lab, forks):
+    "Windows that hand their state on: one process and two agree, and what two began with their rows' states, one continues."
+    settings = dict(pattern="MSA", steps=8, batch_size=8, dropout=0, log_every=1, eval_every=4, checkpoint_every=4, ssd_head_dim=16, carry_state=True)
+    assert command(*flags(**settings, name="alone-on")) == 0
+    for r in forks.ranks(2, "hybrid_train", *flags(**settings, accumulation=2, name="two-on")): assert r.returncode == 0, r.stderr
+    want, got = (lab/"runs"/"default"/k for k in ("alone-on", "two-on"))
+    def agree():
+        assert len(lines(got)) == 8
+        for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
+        assert read_json(want/"summary.json")["final_val_loss"] == pytest.approx(read_json(got/"summary.json")["final_val_loss"], rel=1e-5)
+    agree()
+    (got/"summary.json").unlink()
+    shutil.rmtree(got/"checkpoints"/"step_00000008")
+    assert command(*flags(**settings, accumulation=2, name="two-on")) == 0
+    agree()
 
 def test_two_nodes(lab):
     "Two launchers that find each other over the network, as on two machines of a cluster, with a process each."
@@ -200,10 +214,10 @@ def test_notebook_launcher(lab):
     assert read_json(got/"config.json")["processes"] == 2
     for a, b in zip(lines(want), lines(got), strict=True): assert all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
 
-def test_batch_that_cannot_be_shared(lab):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    r = subprocess.run([*launch, "hybrid_train", *flags(pattern="A", name="odd", batch_size=5)], capture_output=True, text=True)
-    assert r.returncode != 0 and "hybrid_train: batch_size 5: must be a multiple of accumulation × processes, 1 × 2" in r.stderr
+def test_batch_that_cannot_be_shared(lab, forks):
+    done = forks.ranks(2, "hybrid_train", *flags(pattern="A", name="odd", batch_size=5))
+    assert 2 in (codes := {r.returncode for r in done}) and 0 not in codes and not (lab/"runs"/"default"/"odd"/"summary.json").exists()
+    assert any("hybrid_train: batch_size 5: must be a multiple of accumulation × processes, 1 × 2" in r.stderr for r in done), done
 
 def test_wandb_offline(lab, monkeypatch):
     "No account and no network: the run is in the run folder."
