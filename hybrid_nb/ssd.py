@@ -289,7 +289,7 @@ class Mamba2(nn.Module):
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
         if kernel := step_kernel(x, cache, padding_mask, self):
-            y = kernel.mamba2_step_cpu(self.in_proj(x), *_states(cache, self.layer_idx), self.conv1d, self.dt_bias, self.A_log, self.D, self.norm)
+            y = kernel.mamba2(self.in_proj(x), *_states(cache, self.layer_idx), self.conv1d, self.dt_bias, self.A_log, self.D, self.norm)
             return self.out_proj(y.unsqueeze(1))
         state, groups = _recurrent_state(cache, self.layer_idx), self.n_groups * self.d_state
         z, xBC, dt = _parts(x, self.in_proj, [self.d_inner, self.d_inner + 2 * groups, self.n_heads])

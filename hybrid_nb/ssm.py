@@ -121,7 +121,7 @@ class Mamba(nn.Module):
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
         if kernel := step_kernel(x, cache, padding_mask, self):
-            y = kernel.mamba_step_cpu(self.in_proj(x), *_states(cache, self.layer_idx), self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+            y = kernel.mamba(self.in_proj(x), *_states(cache, self.layer_idx), self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
             return self.out_proj(y.unsqueeze(1))
         state = _recurrent_state(cache, self.layer_idx)
         u, z = _halves(x, self.in_proj)
@@ -163,8 +163,8 @@ def step_kernel(x, cache, padding_mask, layer): # a module, or None
     if cache is None or x.shape[1] > 1 or padding_mask is not None or x.device.type != "cpu" or not has_cpu_kernel(): return None
     if not cache.has_previous_state(layer.layer_idx) or cache.is_recording_past(layer.layer_idx): return None
     if not hasattr(cache.layers[layer.layer_idx], "conv_states"): return None # in training
-    from hybrid_nb import step_cpu
-    return step_cpu if step_cpu.fits(x, layer.conv1d.weight, *_states(cache, layer.layer_idx)) else None
+    from hybrid_nb.step_cpu import fits, steps
+    return steps if fits(x, layer.conv1d.weight, *_states(cache, layer.layer_idx)) else None
 
 # %% ../nbs/02_ssm.ipynb #baec7526
 def _decay_sum(step, rate, w):
@@ -228,7 +228,7 @@ class GatedConv(nn.Module):
                ) -> Tensor:  # (batch, length, d_model)
         _check_input(x, self.d_model, padding_mask)
         if kernel := step_kernel(x, cache, padding_mask, self):
-            y = kernel.gated_step_cpu(self.in_proj(x), _states(cache, self.layer_idx)[0], self.conv1d, self.norm, self.x_proj, self.A, self.D)
+            y = kernel.gated(self.in_proj(x), _states(cache, self.layer_idx)[0], self.conv1d, self.norm, self.x_proj, self.A, self.D)
             return self.out_proj(y.unsqueeze(1))
         u, z = self.in_proj(_zero_padding(x, padding_mask)).chunk(2, dim=-1)
         u = self.norm(conv_silu(u, self.conv1d, cache, self.layer_idx))

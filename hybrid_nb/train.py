@@ -815,7 +815,7 @@ def keep_start(folder: Path, run_dir):
     if own.exists() or folder == own: return
     tmp = own.with_name(".start.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    shutil.copytree(folder, tmp, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "trainer.pt", "checksums.json"))
+    shutil.copytree(folder, tmp, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "*.py", "trainer.pt", "checksums.json"))
     os.replace(tmp, own)
 
 # %% ../nbs/08_train.ipynb #ddc5a957
