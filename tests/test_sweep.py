@@ -47,7 +47,7 @@ class Average(torch.nn.Module):
         self.weight, self.calls = torch.nn.Parameter(torch.ones(config.hidden_size)), 0
 
     def forward(self, x, cache=None, padding_mask=None, **context):
-        self.calls += self.training
+        self.calls += self.training and torch.is_grad_enabled() # steps of training; the audit before them has no gradients
         if self.calls > 8 and Path("fail").exists(): raise RuntimeError("the mixer broke")
         return self.weight*(x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])/2
 '''
