@@ -1238,14 +1238,20 @@ def val_documents(self: DocumentData, windows: int = 0 # about how many they sho
     return chosen[np.argsort(-self.val_windows.counts[chosen], kind="stable")]
 
 @patch
+def val_steps(self: DocumentData, documents, # from `val_documents`
+              rows: int, rank: int = 0, ranks: int = 1): # iterator of goes_on, numbers of windows
+    "Which windows `val_reading` reads at once."
+    w = self.val_windows
+    for group in [documents[i:i+rows] for i in range(0, len(documents), rows)][rank::ranks]:
+        for k in range(w.counts[group[0]]): yield k > 0, w.first[group[w.counts[group] > k]] + k
+
+@patch
 def val_reading(self: DocumentData, documents, # from `val_documents`
                 rows: int, # how many at once
                 rank: int = 0, ranks: int = 1 # only the part of one of several readers
                ): # iterator of goes_on, input_ids, targets
     "Read validation documents window by window. Where it goes on, the rows are the first ones of those just read."
-    w = self.val_windows
-    for group in [documents[i:i+rows] for i in range(0, len(documents), rows)][rank::ranks]:
-        for k in range(w.counts[group[0]]): yield k > 0, *self.read(self.val, *w.targets(w.first[group[w.counts[group] > k]] + k))
+    for goes_on, i in self.val_steps(documents, rows, rank, ranks): yield goes_on, *self.read(self.val, *self.val_windows.targets(i))
 
 # %% ../nbs/07_data.ipynb #31849760
 def worker_count(workers: int | None) -> int:

@@ -300,7 +300,7 @@ def alerts(look: dict) -> list: # of lines
     "Everything that is wrong, in a line each."
     return [f"{d['id']} {d['alert']}" for d in look["devices"] if d["alert"]] + [f"{r['study']}/{r['name']} {r['alert']}" for r in look["runs"] if r["alert"]]
 
-# %% ../nbs/13_monitor.ipynb #660d23cc
+# %% ../nbs/13_monitor.ipynb #89eff1f5
 def shown(look: dict, finished=False, # list finished runs too
           most: int = 20              # runs that are not live
          ) -> tuple: # rows to show; text that counts all runs
@@ -309,7 +309,7 @@ def shown(look: dict, finished=False, # list finished runs too
     live = sorted((r for r in rows if status_live(r)), key=lambda r: not r["alert"])
     rest = sorted((r for r in rows if not status_live(r) and (r["alert"] or finished)), key=lambda r: (not r["alert"], r["silent"]))
     counts = Counter(r["status"] for r in rows)
-    order = "running starting finished interrupted failed broken".split()
+    order = "running starting finished paused stopped interrupted failed broken".split()
     text = ", ".join(f"{counts[s]} {s}" for s in order if counts[s]) or "no runs"
     return live + rest[:most], text + (f" ({len(rest) - most} not shown)" if len(rest) > most else "")
 

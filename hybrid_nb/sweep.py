@@ -7,16 +7,18 @@ __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
            'recipe_labels', 'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent',
            'end_children', 'devices', 'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local',
-           'duration', 'Progress', 'run_all', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
+           'duration', 'Progress', 'run_all', 'rung_loss', 'label_of', 'check_halving', 'run_halving', 'told_power',
+           'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
-# %% ../nbs/10_sweep.ipynb #25710952
+# %% ../nbs/10_sweep.ipynb #f1496c36
 from collections import Counter
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from fastcore.script import Param
-from .core import atomic_write, command, is_running, read_json, run_lock
+from .core import atomic_write, command, is_running, read_json, run_lock, save_json
+from .stats import document_variance, pooled_sd, power_text, read_documents, rungs, survivors
 
 # %% ../nbs/10_sweep.ipynb #641ac8c2
 def read_object(path) -> dict:
@@ -53,16 +55,18 @@ def read_summary(run) -> dict:
         if type(summary.get(key)) not in types: raise ValueError(f"{path}: {key} must be {what}, not {json.dumps(summary.get(key))}")
     return summary
 
-# %% ../nbs/10_sweep.ipynb #b350b2a8
+# %% ../nbs/10_sweep.ipynb #d9c534e1
 def run_state(run # folder of the run
              ) -> dict: # status, step (the last one logged), error (a line, or None)
-    "What became of the run in a folder: `finished`, `running`, `failed`, `interrupted`, or `broken` (an unreadable file)."
+    "What became of the run in a folder: `finished`, `running`, `failed`, `interrupted`, `paused`, `stopped`, or `broken` (an unreadable file)."
     run = Path(run)
     state = dict(status="interrupted", step=last_metrics(run).get("step", 0), error=None)
     try:
         if (run/"summary.json").exists(): return state | dict(status="finished", step=read_summary(run).get("steps"))
         if is_running(run): return state | dict(status="running")
+        if (run/"stopped.json").exists(): return state | dict(status="stopped")
         error = notebook_error(run/"train.ipynb")
+        if error and error.startswith("Paused"): return state | dict(status="paused")
         if error and not error.startswith("KeyboardInterrupt"): return state | dict(status="failed", error=error)
     except ValueError as e: return state | dict(status="broken", error=str(e))
     return state
@@ -123,8 +127,8 @@ def format_settings(knobs: dict) -> list: # of texts
     plain = lambda k, v: isinstance(v, str) and parse_settings([f"{k}={v}"]) == {k: v}
     return [f"{k}={v if plain(k, v) else json.dumps(v)}" for k, v in knobs.items()]
 
-# %% ../nbs/10_sweep.ipynb #dd082238
-reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line")
+# %% ../nbs/10_sweep.ipynb #0cdda8a7
+reserved = dict(pattern="patterns", seed="seeds", name="patterns and seeds", progress="nothing: a sweep shows one line", stop_at="halving")
 
 def plan_sweep(study,         # name of the study, a folder of `runs`
                patterns,      # list, or text with spaces between
@@ -182,7 +186,7 @@ def check_buildable(model_config):
     except ValueError: raise
     except Exception: pass  # a user's mixer may do at its construction what cannot be done without memory
 
-# %% ../nbs/10_sweep.ipynb #0490bff4
+# %% ../nbs/10_sweep.ipynb #e3a3c5e2
 ELSEWHERE = 75  # exit code of a worker that found the run locked
 
 def run_notebook():
@@ -193,7 +197,7 @@ def run_notebook():
     except Timeout: sys.exit(ELSEWHERE)
     if is_running(job["path"]): sys.exit(ELSEWHERE)
     if (Path(job["path"])/"summary.json").exists(): sys.exit(0)
-    (Path(job["path"])/"train.ipynb").unlink(missing_ok=True)  # an old error is no longer the run's state
+    for name in ("train.ipynb", "stopped.json"): (Path(job["path"])/name).unlink(missing_ok=True)  # an old error is no longer the run's state
     threading.Thread(target=end_with_parent, daemon=True).start()
     import papermill
     try: papermill.execute_notebook(job["template"], str(Path(job["path"])/"train.ipynb"), job["parameters"], kernel_name="python3",
@@ -324,7 +328,7 @@ class Local:
 
     def close(self): pass
 
-# %% ../nbs/10_sweep.ipynb #aa4045d8
+# %% ../nbs/10_sweep.ipynb #235214bb
 def duration(s):
     s = int(s)
     return f"{s//3600} h {s%3600//60:02d} min" if s >= 3600 else f"{s//60} min {s%60:02d} s" if s >= 60 else f"{s} s"
@@ -338,14 +342,14 @@ class Progress:
 
     def fraction(self, run):
         "How much of a run is done, 0 to 1."
-        if run["state"]["status"] in ("finished", "failed", "broken"): return 1.
+        if run["state"]["status"] in ("finished", "failed", "broken", "stopped"): return 1.
         return min(.99, last_metrics(run["path"]).get("step", 0)/run["planned"])
 
     def text(self, live=()):
         now, elapsed = {r["name"]: self.fraction(r) for r in self.plan}, time.time() - self.start
         gained, left = (sum(now[n] - self.before[n] for n in now), sum(1 - f for f in now.values()))
         count = lambda *s: sum(r["state"]["status"] in s for r in self.plan)
-        failed = f", {n} failed" if (n := count("failed", "broken")) else ""
+        failed = "".join(f", {n} {what}" for what, n in dict(failed=count("failed", "broken"), stopped=count("stopped")).items() if n)
         estimate = f"about {duration(elapsed*left/gained)} left" if gained > .005 else "time left: not known yet"
         runs = ", ".join(f"{r['name']} {now[r['name']]:.0%}" for r in live)
         return (f"{self.study}: {count('finished')} of {len(self.plan)} runs done{failed} · {sum(now.values())/len(now):.0%} · {duration(elapsed)}"
@@ -391,6 +395,55 @@ def run_all(plan, # from `plan_sweep`
         for w in live: w.run["state"] = run_state(w.run["path"])
         progress.update(last=True)
 
+# %% ../nbs/10_sweep.ipynb #6c49b3bc
+def rung_loss(run, step: int) -> float: # NaN if the run has none
+    "The validation loss that a run logged at a step."
+    path, found = Path(run)/"metrics.jsonl", float("nan")
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else ():
+        try: row = json.loads(line); found = float(row["val_loss"]) if row["step"] == step else found
+        except (ValueError, TypeError, KeyError): pass
+    return found
+
+def label_of(run): return re.sub(r"-s\d+$", "", run["name"])
+
+def check_halving(plan, factor) -> list: # of (step, how many go on)
+    "The rungs of a plan; `ValueError` if there are none to speak of."
+    from hybrid_nb.train import warmup
+    cfg, n = plan[0]["config"][2], len({label_of(r) for r in plan})
+    if len({(r["config"][2].steps, r["config"][2].eval_every) for r in plan}) > 1: raise ValueError(f"halving {factor}: the runs have different steps or eval_every")
+    found = rungs(cfg.steps, n, factor, cfg.eval_every, warmup(cfg))
+    if not found: raise ValueError(f"halving {factor}: no rung fits: more than 2 patterns are needed ({n} given), and an evaluation after the warm-up (eval_every {cfg.eval_every}, {warmup(cfg)} steps) and before the end ({cfg.steps})")
+    return found
+
+# %% ../nbs/10_sweep.ipynb #a2b6acb0
+def run_halving(plan, factor, train): # train: function (runs, stop_at)
+    "Train all runs of a plan to each rung, and those that are left to the end."
+    alive, ladder = list(dict.fromkeys(map(label_of, plan))), check_halving(plan, factor)
+    for k, (step, keep) in enumerate(ladder, 1):
+        train([r for r in plan if label_of(r) in alive and rung_loss(r["path"], step) != rung_loss(r["path"], step)], step)
+        losses = {p: [rung_loss(r["path"], step) for r in plan if label_of(r) == p] for p in alive}
+        scores = {p: sum(v)/len(v) for p, v in losses.items()}
+        go_on = survivors(scores, keep)
+        for r in plan:
+            if label_of(r) not in alive or label_of(r) in go_on or r["state"]["status"] in ("finished", "failed", "broken", "running"): continue
+            loss, rank = rung_loss(r["path"], step), 1 + survivors(scores, len(alive)).index(label_of(r))
+            save_json(dict(step=step, rung=k, rungs=len(ladder), factor=factor, val_loss=loss if loss == loss else None, rank=rank, of=len(alive), kept=keep), r["path"]/"stopped.json")
+            r["state"] = run_state(r["path"])
+        alive = go_on
+    train([r for r in plan if label_of(r) in alive], 0)
+
+# %% ../nbs/10_sweep.ipynb #2219c384
+def told_power(plan, tokens: float) -> str: # a line
+    "What differences the seeds and the validation text of a plan can show."
+    done, labels = [r for r in plan if r["state"]["status"] == "finished"], {label_of(r) for r in plan}
+    own, names = {}, [label_of(r) for r in done]
+    sd, free = pooled_sd(names, [read_summary(r["path"])["final_val_loss"] for r in done])
+    nats, counts = read_documents([r["path"] for r in done])
+    if free > 1: own |= dict(sd_seed=sd)
+    if nats is not None and len(set(names)) > 1: own |= dict(document_variance=document_variance(names, nats, counts))
+    source = " and ".join(dict(sd_seed="seeds", document_variance="documents")[k] for k in own)
+    return power_text(len(labels), len(plan) // len(labels), tokens, **own, source=f"{source} as measured on this study's finished runs" if own else None)
+
 # %% ../nbs/10_sweep.ipynb #224606cb
 def make_engine(name, # local or ray
                 plan, n_runs, # how many of the plan there are to do
@@ -408,7 +461,7 @@ def make_engine(name, # local or ray
     for r in plan: check_machine(r["config"][2])
     return Local(n_runs, jobs, threads, device)
 
-# %% ../nbs/10_sweep.ipynb #9a5568bb
+# %% ../nbs/10_sweep.ipynb #9341b355
 def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if it is in `studies`
           patterns=None,   # list, or text with spaces between
           seeds=None,      # how many, or which; default 2
@@ -420,6 +473,7 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
           engine="local",  # where: local (this machine) or ray (a cluster)
           recipes=None,    # instead of patterns: group of recipes, or several with spaces between
           debug=False,     # shrink each run to less than a minute
+          halving=None,    # successive halving: at each rung, only one in so many patterns goes on
           address=None, gpus_per_run=None, cpus_per_run=None, retries=None, # of the engine ray, see `10a_cluster`
           **knobs          # any setting of model, data or training, for all runs
          ): # DataFrame: a row a run, with its status
@@ -436,15 +490,25 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     template = template_path("train.ipynb", template)
     plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, **knobs)
     n = sum(r["state"]["status"] != "finished" for r in plan)
+    ladder = check_halving(plan, halving) if halving is not None else []
     cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {})
-    parameters = lambda r: dict(r["knobs"], seed=r["seed"], **(dict(name=r["name"]) if recipes else {})) | shared
+    parameters = lambda r: dict(r["knobs"], seed=r["seed"], **(dict(name=r["name"]) if recipes else {})) | shared | (dict(stop_at=stop_at) if stop_at else {})
+    stop_at = 0
+    def train(runs, at):
+        nonlocal stop_at
+        stop_at = at
+        if runs: run_all(runs, parameters, template, engine, bar)
     with closing(make_engine(engine, plan, n, template, jobs, knobs.get("threads") or None, knobs.get("device", "auto"), **cluster)) as engine:
         if n:
             if progress: print(f"{study}: {n} of {len(plan)} runs to do, {engine}", file=sys.stderr, flush=True)
             warn_patience(plan[0]["config"][2])
-            for data in {str(r["config"][1]): r["config"][1] for r in plan}.values(): load_data(data, progress=progress)  # once, so that the runs only open it
-        run_all(plan, parameters, template, engine, Progress(study, plan, progress and n > 0))
+            all_data = [load_data(data, progress=progress) for data in {str(r["config"][1]): r["config"][1] for r in plan}.values()]  # once, so that the runs only open it
+            if progress: print(told_power(plan, min(d.val_targets for d in all_data)), file=sys.stderr, flush=True)
+            if progress and ladder: print(f"halving {halving}: " + ", ".join(f"{k} patterns go on after step {s:,}" for s, k in ladder), file=sys.stderr, flush=True)
+        bar = Progress(study, plan, progress and n > 0)
+        if ladder: run_halving(plan, halving, train)
+        else: train(plan, 0)
     return status_table(plan)
 
 # %% ../nbs/10_sweep.ipynb #830d6d5a
@@ -459,7 +523,7 @@ def status_table(plan):
                          seconds=s.get("runtime_seconds"), error=r["state"]["error"] or (f"✗ failed audit: {failed}" if failed else ""), path=str(r["path"])))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_sweep.ipynb #653ae285
+# %% ../nbs/10_sweep.ipynb #af272526
 @command
 def hybrid_sweep(
     study: str = None, # name of the study, a folder of RUNS; default: quick, which needs nothing else, or the group of recipes
@@ -477,6 +541,7 @@ def hybrid_sweep(
     gpus_per_run: float = None, # with ray: accelerators, such as 0.5; default 1 where there are some
     cpus_per_run: float = None, # with ray: cores; default: threads
     retries: int = None,  # with ray: how often a run may lose its machine; default 5
+    halving: int = None,  # stop on the way what cannot win: at each rung one in so many patterns goes on, such as 2; default: all train to the end
     quiet: bool = False,  # no progress line
 ):
     "Train every pattern with every seed, in parallel; finished runs are kept, interrupted ones go on."
@@ -486,7 +551,7 @@ def hybrid_sweep(
     where = dict(engine=engine, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     group = "-".join(dict.fromkeys(name.split("/")[0] for name in recipe_group or []))
     if study is None: study = (group or "quick") + "-debug"*debug
-    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, recipes=" ".join(recipe_group or []), debug=debug, **where, **parse_settings(set))
+    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, recipes=" ".join(recipe_group or []), debug=debug, halving=halving, **where, **parse_settings(set))
     print(df.drop(columns="path").to_string(index=False, na_rep="–", float_format="{:.4g}".format))
-    bad = df[df.status != "finished"]
+    bad = df[~df.status.isin(["finished", "stopped"])]
     if len(bad): raise RuntimeError(f"{len(bad)} of {len(df)} runs failed; see {Path(bad.path.iloc[0])/'train.ipynb'}")

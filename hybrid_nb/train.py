@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['harmless', 'token_ids', 'trained_tokenizers', 'families', 'configs', 'TrainConfig', 'check_config', 'warmup',
            'warn_patience', 'learning_rate', 'decayed', 'make_optimizers', 'Objective', 'eval_windows',
-           'shared_batches', 'read_on', 'evaluate', 'perplexity', 'loss_by_position', 'length_table', 'recalled',
-           'recall_table', 'MetricsFile', 'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints',
-           'knobs', 'check_same', 'State', 'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'merge_findings',
-           'load_newest', 'load_weights', 'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data',
-           'readable', 'Preempted', 'heed_signals', 'peak_memory', 'device_name', 'artifact', 'attach_notebook',
-           'train', 'started', 'check_lengths', 'check_processes', 'check_carry', 'check_machine', 'with_tokens',
-           'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type', 'split_knobs',
-           'changed', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter', 'with_flags',
-           'hybrid_train', 'describe_summary']
+           'shared_batches', 'read_on', 'evaluate', 'measures', 'perplexity', 'val_parts', 'evaluate_parts',
+           'read_parts', 'add_sums', 'loss_by_position', 'length_table', 'recalled', 'recall_table', 'MetricsFile',
+           'save_checkpoint', 'checksum', 'damage', 'no_bars', 'sync', 'checkpoints', 'knobs', 'check_same', 'State',
+           'Trainer', 'make_accelerator', 'on_cpu', 'seed_step', 'merge_findings', 'load_newest', 'load_weights',
+           'check_start', 'keep_start', 'start_model', 'grown_config', 'start_data', 'readable', 'Preempted', 'Paused',
+           'heed_signals', 'save_windows', 'measure_windows', 'peak_memory', 'device_name', 'artifact',
+           'attach_notebook', 'train', 'started', 'check_lengths', 'check_processes', 'check_carry', 'check_machine',
+           'with_tokens', 'finished', 'training_lock', 'clear_run', 'config_fields', 'types_of', 'check_type',
+           'split_knobs', 'changed', 'train_run', 'device_preset', 'check_depth', 'Setting', 'flag_parameter',
+           'with_flags', 'hybrid_train', 'describe_summary']
 
 # %% ../nbs/08_train.ipynb #601e79c7
 import argparse, gc, hashlib, json, math, os, random, re, shutil, signal, sys, threading, time, uuid, warnings
@@ -53,7 +54,7 @@ from .model import HybridConfig, mixers, uncached, WindowState
 from .plausibility import audit_result, earliest_stop, early_stopping
 from .patterns import parse_pattern
 
-# %% ../nbs/08_train.ipynb #c1f212ea
+# %% ../nbs/08_train.ipynb #02bfe85c
 @dataclass
 class TrainConfig:
     "How to train. Each knob with its unit; the defaults are the base study's, in float32 and without early stopping."
@@ -85,6 +86,7 @@ class TrainConfig:
     keep_checkpoints: int = 0 # how many of those to keep, the newest; 0 = all. The best stays in any case
     save_best: bool = True # also save a checkpoint whenever the validation loss improves
     log_every: int = 10 # steps a line of metrics averages over
+    stop_at: int = 0 # leave off after this step, with a checkpoint, to be continued later as the same run; 0 = go on to the end
     start: str|None = None # folder of a checkpoint whose weights, settings and tokenizer the run begins with
     expand_context: int|None = None # numbers of context to which the context-vector model of `start` is grown before the first step
     train_new_only: bool = False # of a grown model, train what was added and nothing else
@@ -100,7 +102,7 @@ class TrainConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/08_train.ipynb #2dc816ea
+# %% ../nbs/08_train.ipynb #b6d6080c
 def check_config(cfg: TrainConfig):
     "Raise a `ValueError` that names the first bad value and what is accepted."
     def need(ok, name, accepted):
@@ -113,7 +115,7 @@ def check_config(cfg: TrainConfig):
     for name in "steps batch_size accumulation eval_every log_every".split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
-                 "warmup_steps weight_decay clip eps checkpoint_minutes skip_steps").split():
+                 "warmup_steps weight_decay clip eps checkpoint_minutes skip_steps stop_at").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.accumulation == 0, "accumulation", f"must divide batch_size {cfg.batch_size}")
@@ -175,7 +177,7 @@ def make_optimizers(model: nn.Module, # on its device already
     if not muon: return [adamw]
     return [adamw, torch.optim.Muon([params[n] for n in params if n in muon], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
-# %% ../nbs/08_train.ipynb #d503597e
+# %% ../nbs/08_train.ipynb #91d1d443
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
     def __init__(self, model): super().__init__(); self.model = model
@@ -184,15 +186,15 @@ class Objective(nn.Module):
                 input_ids: Tensor, # (batch, length)
                 targets: Tensor|None = None, # (batch, length), the next tokens; -100 is not counted
                 count: int = 1, # what the sum is divided by: the targets of the whole step
-                each: bool = False, # the nats of each target instead of their sum
+                each: bool = False, # for each target, instead of their sum
                 state: dict|None = None # where windows hand their state on: what the windows before left, empty at the beginning
                ) -> tuple: # nats, targets that have the highest logit and, if given a state, the one that is left; without targets the guesses (batch, length)
         if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
         out, left = self.read(input_ids, state, **dict(auxiliary=True) if extra else {})
         if each:
-            nats = self.nats_of_each(out.last_hidden_state, targets)
-            return nats if state is None else (nats, left)
+            found = self.nats_of_each(out.last_hidden_state, targets)
+            return found if state is None else (*found, left)
         nats, right = linear_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings().weight, targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
         return (nats / count, right) if state is None else (nats / count, right, left)
@@ -205,10 +207,13 @@ class Objective(nn.Module):
         window = WindowState(state)
         return self.model.base_model(input_ids=input_ids, use_cache=False, past_key_values=window, **extra), window.left
 
-    def nats_of_each(self, hidden, targets): # (batch, length); 0 where nothing is counted
-        head = self.model.get_output_embeddings().weight
-        parts = zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)) # never all logits at once
-        return torch.cat([F.cross_entropy((h @ head.T.to(h.dtype)).float(), y, reduction="none") for h, y in parts]).view_as(targets)
+    def nats_of_each(self, hidden, targets) -> tuple: # nats and whether it has the highest logit, (batch, length) each; 0 where nothing is counted
+        head, nats, right = self.model.get_output_embeddings().weight, [], []
+        for h, y in zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)): # never all logits at once
+            logits = (h @ head.T.to(h.dtype)).float()
+            nats.append(F.cross_entropy(logits, y, reduction="none"))
+            right.append(logits.argmax(-1) == y)
+        return torch.cat(nats).view_as(targets), torch.cat(right).view_as(targets)
 
 # %% ../nbs/08_train.ipynb #051e5720
 def eval_windows(n: int, # windows in the validation set
@@ -221,7 +226,7 @@ def eval_windows(n: int, # windows in the validation set
     if 0 < batches < len(starts): starts = [starts[i * len(starts) // batches] for i in range(batches)]
     return [(p, min(p + part, s + size, n)) for s in starts for p in range(s, min(s + size, n), part)]
 
-# %% ../nbs/08_train.ipynb #7f0c72d1
+# %% ../nbs/08_train.ipynb #5f9f7ccd
 def shared_batches(data, windows: list, acc: Accelerator|None = None): # of input_ids, targets
     "The validation batches of this process."
     rank, ranks = (acc.process_index, acc.num_processes) if acc else (0, 1)
@@ -252,14 +257,64 @@ def evaluate(objective: nn.Module, data, # as `load_data` returns it
         if bar is not None: bar.update()
     objective.train(training)
     total = torch.stack(parts).cpu().double().sum(0) # waits for the device only here
-    nats, right, count = (acc.reduce(total.to(device), "sum") if acc and acc.num_processes > 1 else total).tolist()
+    return measures(data, *(acc.reduce(total.to(device), "sum") if acc and acc.num_processes > 1 else total).tolist())
+
+def measures(data, nats: float, right: float, count: float) -> dict:
+    "What sums over targets say, by the names of a run record."
     nats, right = nats / count, right / count
     return dict(val_loss=nats, val_perplexity=perplexity(nats), val_accuracy=right,
                 bits_per_byte=(nats / math.log(2) * data.val_targets + data.unknown_bits) / data.val.n_bytes)
 
 def perplexity(nats): return math.exp(min(nats, 100.)) # beyond this the number says nothing, and infinity is not JSON
 
-# %% ../nbs/08_train.ipynb #1c0cfb51
+# %% ../nbs/08_train.ipynb #ad1d3f07
+def val_parts(data # as `load_data` returns it
+             ) -> dict: # arrays with an entry a part: window, document (their numbers), first (target of the window), tokens (targets)
+    "The parts of the validation set, in the order of `val_batch`, or of the windows of its documents."
+    if data.windows is None: return dict(window=np.arange(data.n_val_windows), document=data.val_order, first=np.zeros_like(data.val_order), tokens=data.val.counted[data.val_order]) # dialogs
+    if data.cfg.carry_state:
+        i = np.arange(data.val_windows.count); start, stop = data.val_windows.targets(i)
+        return dict(window=i, document=data.val_windows.document(i), first=np.zeros_like(i), tokens=stop - start)
+    length, n, ends = data.cfg.length, len(data.val), np.asarray(data.val.records["end"])
+    starts = np.union1d(np.arange(1, n, length), ends[ends < n]) # of parts; the stream's first token is no target
+    return dict(window=(starts - 1) // length, document=np.searchsorted(ends, starts, "right"), first=(starts - 1) % length, tokens=np.diff(starts, append=n))
+
+@torch.no_grad()
+def evaluate_parts(objective: nn.Module, data, size: int, # windows at a time; with carry_state documents
+                   device=None, bar=None, acc: Accelerator|None = None) -> dict: # `val_parts`, and for each the sums nats and right
+    "Measure the model on the whole validation set, part by part."
+    if data.cfg.carry_state: return read_parts(objective, data, size, device, bar, acc)
+    parts, windows, training = val_parts(data), eval_windows(data.n_val_windows, size), objective.training
+    mine, sums = range(acc.process_index if acc else 0, len(windows), acc.num_processes if acc else 1), torch.zeros(2, len(parts["window"]), dtype=torch.float64)
+    objective.eval()
+    for i, (x, y) in enumerate(shared_batches(data, windows, acc)):
+        found = objective(x.to(device), y.to(device), 1, True)
+        if bar is not None: bar.update()
+        if i >= len(mine): break # a batch for company only
+        start, stop = windows[mine[i]]
+        a, b = np.searchsorted(parts["window"], [start, stop])
+        at = (parts["window"][a:b] - start) * x.shape[1] + parts["first"][a:b]
+        for k, v in enumerate(found): sums[k, a:b] = torch.from_numpy(np.add.reduceat(v.flatten().cpu().double().numpy(), at))
+    objective.train(training)
+    return add_sums(parts, sums, device, acc)
+
+@torch.no_grad()
+def read_parts(objective, data, size: int, device=None, bar=None, acc: Accelerator|None = None) -> dict:
+    "The same of documents that are read on from window to window."
+    parts, documents, training = val_parts(data), data.val_documents(), objective.training
+    sums, share = torch.zeros(2, len(parts["window"]), dtype=torch.float64), (acc.process_index, acc.num_processes) if acc else ()
+    objective.eval()
+    for (_, windows), (*found, _) in zip(data.val_steps(documents, size, *share), read_on(objective, data, documents, size, device, acc, each=True)):
+        for k, v in enumerate(found): sums[k, windows] = v.double().sum(-1).cpu()
+        if bar is not None: bar.update()
+    objective.train(training)
+    return add_sums(parts, sums, device, acc)
+
+def add_sums(parts: dict, sums: Tensor, device, acc) -> dict: # with those of all processes
+    nats, right = (acc.reduce(sums.to(device), "sum").cpu() if acc and acc.num_processes > 1 else sums).numpy()
+    return parts | dict(nats=nats, right=right)
+
+# %% ../nbs/08_train.ipynb #971ea527
 @torch.no_grad()
 def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
                      length: int, # tokens of a window
@@ -272,7 +327,7 @@ def loss_by_position(objective: nn.Module, data, # as `load_data` returns it
     objective.eval()
     total = torch.zeros(2, length, dtype=torch.float64)
     for x, y in shared_batches(longer, windows, acc):
-        nats = objective(x.to(device), y.to(device), each=True).cpu().double()
+        nats = objective(x.to(device), y.to(device), each=True)[0].cpu().double()
         total += torch.stack([nats.sum(0), (y != -100).sum(0)])
     if acc and acc.num_processes > 1: total = acc.reduce(total.float().to(device), "sum").cpu().double()
     return total[0] / total[1]
@@ -382,9 +437,9 @@ def checkpoints(run_dir) -> list[Path]: # earliest first
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run_dir)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
-# %% ../nbs/08_train.ipynb #832c88b5
+# %% ../nbs/08_train.ipynb #91f1a4dc
 harmless = set("wandb wandb_project tensorboard threads device compile keep_checkpoints checkpoint_every checkpoint_minutes save_best cache_dir "
-               "parallel activation_checkpointing".split())
+               "parallel activation_checkpointing stop_at".split())
 
 def knobs(config) -> dict: # plain values, ready for JSON
     "The settings of a model, data or training configuration."
@@ -798,9 +853,12 @@ def readable(data_config: DataConfig, cfg: TrainConfig, run_dir) -> DataConfig:
     "`data_config` with the place where the tokenizer of a run that starts from a checkpoint lies now."
     return replace(data_config, tokenizer=str(check_start(cfg.start, run_dir))) if cfg.start and data_config.tokenizer == cfg.start else data_config
 
-# %% ../nbs/08_train.ipynb #03878e73
+# %% ../nbs/08_train.ipynb #bfa2f043
 class Preempted(SystemExit):
     "A run that was told to stop, and can be continued."
+
+class Paused(SystemExit):
+    "A run that has come to its `stop_at`."
 
 @contextmanager
 def heed_signals(trainer):
@@ -821,7 +879,7 @@ def asked(self: Trainer) -> tuple: # save by the clock?, stop?
     if self.state.step % self.cfg.log_every: return False, False
     return tuple(x > 0 for x in acc.reduce(torch.tensor(asked, dtype=torch.float32, device=self.device), "sum").tolist())
 
-# %% ../nbs/08_train.ipynb #ddb7290a
+# %% ../nbs/08_train.ipynb #6c73cf8c
 @patch
 def fit(self: Trainer) -> dict: # the summary
     "Train to the end, evaluate on the whole validation set, write `summary.json`."
@@ -846,12 +904,15 @@ def loop(self: Trainer):
     "All steps that are left."
     cfg, s, first = self.cfg, self.state, True
     while not self.done:
+        if cfg.stop_at and s.step >= cfg.stop_at:
+            if self.main: print(f"paused after step {s.step}, as stop_at {cfg.stop_at} says; the same command without it continues", file=sys.stderr)
+            raise Paused(0)
         self.train_step()
         if first: self.exclude_first()
         first, last = False, s.step == cfg.steps
         clock, stop = self.asked()
         evaluates = s.step % cfg.eval_every == 0 or last
-        saves = clock or stop or cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
+        saves = clock or stop or s.step == cfg.stop_at or cfg.checkpoint_every and s.step % cfg.checkpoint_every == 0
         if evaluates or saves or s.step % cfg.log_every == 0: self.log(evaluates)
         if saves or self.done or evaluates and cfg.save_best and s.best_step == s.step: self.save()
         self.bar.update()
@@ -877,15 +938,16 @@ def out_of_memory(self: Trainer) -> RuntimeError:
     return RuntimeError(f"out of memory on {device_name(self.device)} in step {self.state.step + 1}, after using {gib:.1f} GiB: raise accumulation (now {cfg.accumulation}, "
                         f"{self.rows} windows at a time), set activation_checkpointing (now {cfg.activation_checkpointing}), or lower length (now {self.data.cfg.length})")
 
-# %% ../nbs/08_train.ipynb #d837f0c5
+# %% ../nbs/08_train.ipynb #3a2fe456
 @patch
 def finish(self: Trainer) -> dict: # the summary
     "Evaluate on the whole validation set, test recall, write the summary."
     s, data, cfg = self.state, self.data, self.cfg
-    windows = data.val_documents() if data.cfg.carry_state else eval_windows(data.n_val_windows, self.eval_size)
-    with tqdm(total=None if data.cfg.carry_state else -(-len(windows) // self.accelerator.num_processes), desc="whole validation set", leave=False,
+    bar_length = None if data.cfg.carry_state else -(-data.n_val_windows // self.eval_size // self.accelerator.num_processes)
+    with tqdm(total=bar_length, desc="whole validation set", leave=False,
               disable=not (self.progress and self.main)) as bar:
-        final = self.evaluate(windows, bar)
+        parts = evaluate_parts(self.plain if data.cfg.carry_state else self.objective, data, self.eval_size, self.device, bar, self.accelerator)
+    final = measures(data, *(float(parts[k].sum()) for k in ("nats", "right", "tokens")))
     if not math.isfinite(final["val_loss"]): self.give_up(s.step, f"loss {final['val_loss']} on the whole validation set")
     self.objective.eval()
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else [] # all processes read all: sharded weights need them
@@ -894,7 +956,9 @@ def finish(self: Trainer) -> dict: # the summary
     summary = self.summary(final) | dict(recall=recall, lengths=self.lengths())
     summary |= dict(audit=self.audit_end(summary), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     self.accelerator.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
-    if self.main: save_json(summary, self.dir/"summary.json")
+    if self.main:
+        save_windows(parts, self.dir)
+        save_json(summary, self.dir/"summary.json")
     self.attach_summary()
     self.accelerator.wait_for_everyone()
     return summary
@@ -909,6 +973,30 @@ def lengths(self: Trainer) -> list[dict]: # length, val_loss, positions, peak_me
         nats = loss_by_position(self.objective, self.data, m * length, tokens, max(1, self.eval_size // m), self.device, self.accelerator)
         found.append(dict(length=m * length, val_loss=nats.mean().item(), positions=length_table(nats), peak_memory_bytes=peak_memory(self.device)))
     return found
+
+# %% ../nbs/08_train.ipynb #bf0be76c
+def save_windows(parts: dict, run_dir): # from `evaluate_parts`
+    "Write `val_windows.npz`."
+    with atomic_write(Path(run_dir)/"val_windows.npz", "wb") as f: np.savez_compressed(f, **parts)
+
+def measure_windows(run_dir, # of a finished run
+                    data=None, # its data, if they are loaded already
+                    size: int = 8, # windows at a time
+                    device="cpu") -> dict: # as `evaluate_parts`
+    "Write the `val_windows.npz` of a run that has none, from its last checkpoint."
+    run_dir = Path(run_dir)
+    config, summary, saved = read_json(run_dir/"config.json"), read_json(run_dir/"summary.json"), checkpoints(run_dir)
+    if not saved or int(saved[-1].name[5:]) != summary["steps"]: raise ValueError(f"{run_dir}: has no checkpoint of its last step, {summary['steps']}")
+    if (saved[-1]/"checksums.json").exists() and (wrong := damage(saved[-1])): raise ValueError(f"checkpoint {saved[-1]}: {wrong}") # old ones have none
+    settings, training = ({k: v for k, v in config[part].items() if k in {f.name for f in fields(cls)}} for part, cls in (("data", DataConfig), ("train", TrainConfig)))
+    data = data or load_data(readable(DataConfig(**settings), TrainConfig(**training), run_dir), progress=False)
+    with no_bars(): model = AutoModelForCausalLM.from_pretrained(saved[-1])
+    parts = evaluate_parts(Objective(model.to(device)), data, size, device)
+    loss = parts["nats"].sum() / parts["tokens"].sum()
+    if not abs(loss - summary["final_val_loss"]) < 5e-3: # the precision of the run may have been another
+        raise ValueError(f"{run_dir}: its last checkpoint has a loss of {loss:.4f} on these data, its summary says {summary['final_val_loss']:.4f}: the corpus is not the one it was")
+    save_windows(parts, run_dir)
+    return parts
 
 # %% ../nbs/08_train.ipynb #28568b63
 @patch
@@ -1040,7 +1128,7 @@ def check_processes(cfg: TrainConfig, n: int):
     if cfg.batch_size % parts:
         raise ValueError(f"batch_size {cfg.batch_size}: must be a multiple of accumulation × processes, {cfg.accumulation} × {n}")
 
-# %% ../nbs/08_train.ipynb #16804de5
+# %% ../nbs/08_train.ipynb #4783472e
 def check_carry(model_config, data_config: DataConfig, cfg: TrainConfig):
     "Refuse to hand a state from window to window where there is none, or where it would be lost."
     if not data_config.carry_state: return
@@ -1083,7 +1171,7 @@ def training_lock(run_dir):
 
 def clear_run(run_dir):
     "Delete the record of a run, its summary first."
-    for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl"): (Path(run_dir)/name).unlink(missing_ok=True)
+    for name in ("summary.json", "config.json", "metrics.jsonl", "bad_steps.jsonl", "val_windows.npz"): (Path(run_dir)/name).unlink(missing_ok=True)
     for name in "checkpoints", "start": shutil.rmtree(Path(run_dir)/name, ignore_errors=True)
 
 # %% ../nbs/08_train.ipynb #89b12afa

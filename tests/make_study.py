@@ -7,7 +7,7 @@ patterns = dict(AAAAAAAA=(2.62, 23.6), MMMMMMMM=(2.45, 26.3), AMAMAMAM=(2.31, 25
 floor_bits, bytes_per_token = 0.95, 3.1
 
 def make_run(study, pattern, seed, status="finished", steps=200, every=20, hidden_size=64, loss=None, params=None):
-    "Write one run folder below `study`; `status` is finished, interrupted or failed."
+    "Write one run folder below `study`; `status` is finished, interrupted, stopped or failed."
     end, millions = patterns.get(pattern, (2.5, 25.0))
     end, millions = loss or end, params or millions
     rng = np.random.default_rng([seed, *pattern.encode()])
@@ -34,8 +34,20 @@ def make_run(study, pattern, seed, status="finished", steps=200, every=20, hidde
     outputs = [dict(output_type="error", ename="RuntimeError", evalue="loss is not finite", traceback=["Traceback", "RuntimeError: loss is not finite"])] if status == "failed" else []
     cell = dict(cell_type="code", metadata={}, execution_count=1, source="train()", outputs=outputs)
     (run/"train.ipynb").write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
-    if status == "finished": (run/"summary.json").write_text(json.dumps(make_summary(config, curve(steps), millions, rate, bits, rng)))
+    if status == "stopped": (run/"stopped.json").write_text(json.dumps(dict(step=stop, rung=1, rungs=1, factor=2, val_loss=curve(stop), rank=6, of=6, kept=3)))
+    if status == "finished":
+        summary = make_summary(config, curve(steps), millions, rate, bits, rng)
+        (run/"summary.json").write_text(json.dumps(summary))
+        make_windows(run, pattern, summary["final_val_loss"])
     return run
+
+def make_windows(run, pattern, loss, documents=40):
+    "Sums by document: some are hard for all patterns, each a little more so for some, and on average they give the final loss."
+    shared, own = np.random.default_rng(0), np.random.default_rng([*pattern.encode()])
+    tokens = shared.integers(100, 1000, documents)
+    each = shared.normal(0, .4, documents) + own.normal(0, .01, documents)
+    each += loss - (each*tokens).sum()/tokens.sum()
+    np.savez(run/"val_windows.npz", window=np.arange(documents), document=np.arange(documents), first=np.zeros(documents, int), tokens=tokens, nats=each*tokens, right=tokens//2)
 
 def make_summary(config, final, millions, rate, bits, rng):
     steps, pattern = config["train"]["steps"], config["pattern"]

@@ -1,7 +1,7 @@
 "Tuning on dialogs: from a checkpoint of either family, by command, over several processes, killed and continued, in Japanese."
 import json, runpy, shutil, sys, warnings
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from hybrid_nb.dialog import CharacterStreamer, TEMPLATE, answer, conversation, demo_rows, read_example, render, user_turn
@@ -103,6 +103,8 @@ def test_many_processes(lab, forks, capsys, name, n, extra):
         for a, b in zip(lines(want), lines(got)): assert a.keys() == b.keys() and a["tokens"] == b["tokens"] and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
         a, b = (read_json(r/"summary.json") for r in (want, got))
         assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ("final_val_loss", "val_accuracy", "bits_per_byte", "tokens_seen"))
+        a, b = (dict(np.load(r/"val_windows.npz")) for r in (want, got))
+        assert all((a[k] == b[k]).all() for k in ("window", "document", "first", "tokens")) and np.allclose(a["nats"], b["nats"], rtol=1e-3) and a["nats"].min() > 0
     alike()
     shutil.rmtree(kept)
     (got/"summary.json").unlink()

@@ -5,7 +5,7 @@ import pytest
 
 root = Path(__file__).parent.parent
 tools = Path(sys.executable).parent
-notebooks = sorted([*(root/"nbs").glob("*.ipynb"), *(root/"reports"/f"{name}.ipynb" for name in ("train", "results"))])
+notebooks = sorted([*(root/"nbs").glob("*.ipynb"), *(root/"reports"/f"{name}.ipynb" for name in ("train", "results", "compare"))])
 
 
 def run(*args, cwd):

@@ -2,6 +2,7 @@
 import json, re, subprocess, sys
 import pytest
 from pathlib import Path
+from html import unescape
 from make_study import make_run, make_study, patterns
 from hybrid_nb.results import load_runs, read_wandb_csv, render, summary_table
 
@@ -32,8 +33,24 @@ def page(partial, tmp_path_factory):
 
 def test_page_stands_alone(page):
     html = page.read_text()
-    assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(|<[^>]*\s(src|href)=(?![\"']?(data:|#))", html)
-    assert html.count("data:image/png;base64,") == 4 and html.count("<img") == html.count("alt=")
+    assert not re.search(r"<(link|iframe|object)\b|@import|url\(|<[^>]*\s(src|href)=(?![\"']?(data:|#))|https?:", re.sub(r"<details>.*?</details>", "", html, flags=re.S)) and html.count("<script") == 1
+    assert html.count("data:image/png;base64,") == 5 and html.count("<img") == html.count("alt=")
+    assert "prefers-color-scheme: dark" in html and "@media print" in html and "http-equiv" not in html
+
+def test_figures_name_their_points_and_tables_sort(page):
+    "What the script needs is in the page; what it says agrees with the table."
+    html, record = page.read_text(), json.loads(page.with_suffix(".json").read_text())
+    boxes = [json.loads(unescape(b)) for _, b in re.findall(r"""class="hover" data-points=(["'])(.*?)\1""", html)]
+    assert len(boxes) == 4 and all(0 <= x <= 1 and 0 <= y <= 1 for b in boxes for x, y, _ in b)
+    assert {text for _, _, text in boxes[0]} == {f"{r['pattern']}: {r['final_val_loss']:.4f}" for r in record["runs"] if r["status"] == "finished"}
+    assert 'table class="dataframe summary"' in html and 'querySelectorAll("table.summary")' in html and "aria-sort" in html
+
+def test_report_card_and_equal_cost(page):
+    html, record = page.read_text(), json.loads(page.with_suffix(".json").read_text())
+    text = re.sub("<.*?>", "", html)
+    for k in ("claim", "evidence", "verdict"): assert f"{k.capitalize()}. " in text and re.sub(r"[`*]", "", record[k])[:60] in unescape(text), k
+    assert "Not shown" in record["verdict"] and record["basis"] == "seeds and documents" and len(record["pairs"]) == 15
+    assert "At equal compute and equal time" in text and "At equal compute (" in text and "Front: time" in text and text.index("Report card") < text.index("What was compared")
     assert "<title>A &lt;partial&gt; study</title>" in html and "Error in" not in html
 
 def test_page_tells_what_is_missing(page, partial):
@@ -46,7 +63,7 @@ def test_page_tells_what_is_missing(page, partial):
 
 def test_page_claims_no_more_than_it_knows(page):
     html = page.read_text()
-    assert "rule of thumb over few seeds" in html and "no greater distance is measured" in html and "256 tokens" in html
+    assert "few runs (5 degrees of freedom)" in html and "cannot be told apart" in html and "no greater distance is measured" in html and "256 tokens" in html
 
 def test_numbers_for_programs(page, partial):
     record = json.loads(page.with_suffix(".json").read_text())
@@ -94,6 +111,9 @@ def test_wandb_export_renders_the_base_table(tmp_path):
     (["nowhere", "--out", "x.html"], "study 'nowhere': no such folder"),
     (["--out", "x.html"], "give either a study folder or --csv"),
     (["", "--out", "x.html"], "give either a study folder or --csv"),
+    (["STUDY", "--out", "x.html", "--export", "pdf"], "export 'pdf': unknown (accepted: csv, parquet, latex, wandb)"),
+    (["STUDY", "--out", "x.html", "--compare", "STUDY", "STUDY"], "--compare: takes two studies"),
+    (["--out", "x.html", "--watch"], "--watch: takes a study folder"),
     (["STUDY", "--out", "x.pdf"], "must end in .html"),
     (["STUDY", "--out", "x.html", "--template", "none.ipynb"], "template 'none.ipynb': no such file"),
     (["--csv", "EMPTY", "--out", "x.html"], "empty.csv: a header but no runs"),
@@ -117,3 +137,24 @@ def test_template_that_fails(tmp_path):
     make_study(tmp_path/"s", seeds=1)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero .the traceback is in"): render(tmp_path/"s", tmp_path/"x.html", template=tmp_path/"mine.ipynb")
     assert not (tmp_path/"x.html").exists()
+
+def test_two_studies_and_other_formats(tmp_path):
+    "The same patterns in two studies, and the tables of the comparison for other tools."
+    a, b = make_study(tmp_path/"a"), make_study(tmp_path/"b", loss=2.35)
+    done = shell("--compare", a, b, "--out", tmp_path/"x.html", "--quiet", "--export", "csv", "latex")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    html, record = (tmp_path/"x.html").read_text(), json.loads((tmp_path/"x.json").read_text())
+    assert "Mixed" in record["verdict"] and "40 documents" in html and html.count("<tr>") >= 6 and "The settings that all runs of a study share are the same" in html
+    lines = (tmp_path/"x.csv").read_text().splitlines()
+    assert lines[0].startswith("pattern,loss_a,loss_b,difference,low,high") and len(lines) == 7 and (tmp_path/"x.tex").read_text().count(r"\\") == 7
+
+def test_stopped_runs_are_not_finished_ones(tmp_path):
+    study = make_study(tmp_path/"s")
+    for k in range(2):
+        for f in ("summary.json", "val_windows.npz"): (study/f"GGGGGGGG-s{k}"/f).unlink()
+        make_run(study, "GGGGGGGG", k, status="stopped")
+    out = render(study, tmp_path/"s.html", export=["wandb"])
+    text, record = re.sub("<.*?>", "", out.read_text()), json.loads(out.with_suffix(".json").read_text())
+    assert "GGGGGGGG" not in {r["pattern"] for r in record["table"]} and "2 of 12 runs were stopped on the way by successive halving" in " ".join(record["caveats"])
+    assert "step 100 (rung 1 of 1)" in text and "6 of 6, 3 went on" in text and "have no result" not in text and re.search(r"GGGGGGGG-s0.*?\(\d\.\d+ to \d\.\d+, 91%\)", text, re.S)
+    bundle = out.with_name("s-wandb"); assert (bundle/"ranking.png").exists() and list(bundle.rglob("*.wandb")), list(bundle.rglob("*"))

@@ -19,8 +19,8 @@ def start(*args, cwd, **knobs):
     words = [script, *map(str, args), "--set", *format_settings(tiny | knobs)]
     return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-def finish(process):
-    out, err = process.communicate(timeout=400)
+def finish(process, timeout=400):
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 def wait_for(condition, seconds=300):
@@ -179,3 +179,17 @@ def test_wandb_gets_the_executed_notebook(tmp_path, monkeypatch):
     assert {p.parent.name.rsplit("-", 1)[1] for p in logs} == {(run/"wandb_id").read_text()}
     def said(word): return sum(word in p.read_bytes() for p in logs)
     wait_for(lambda: said(b"s-A-s0-notebook") and said(b"summary.json"))
+
+def test_halving(tmp_path):
+    "Three patterns pause at a rung; two go on as the runs they would have been, one stays behind until it is asked for."
+    args, knobs = ["--study", "s", "--patterns", "A M AM", "--seeds", "1"], dict(steps=8, eval_every=4, checkpoint_every=0, warmup_steps=2)
+    code, out, err = finish(start(*args, "--halving", "2", cwd=tmp_path, **knobs), timeout=500)
+    assert code == 0 and "halving 2: 2 patterns go on after step 4" in err and "power: 1 seed finds no difference" in err, err
+    runs = load_runs(tmp_path/"runs"/"s").set_index("pattern")
+    assert sorted(runs.status) == ["finished", "finished", "stopped"] and runs.step[runs.status == "stopped"].tolist() == [4], runs.status
+    losses = {p: load_metrics(path).query("step == 4").val_loss.dropna().iloc[0] for p, path in runs.path.items()}
+    assert max(losses, key=losses.get) == runs.index[runs.status == "stopped"][0]
+    code, out, err = finish(start(*args, cwd=tmp_path, **knobs))
+    assert code == 0 and out.count(" finished ") == 3, out + err
+    metrics = load_metrics(runs.path[max(losses, key=losses.get)])
+    assert metrics.step.drop_duplicates().tolist() == list(range(1, 9)) and not list((tmp_path/"runs").rglob("stopped.json"))

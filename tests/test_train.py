@@ -1,7 +1,7 @@
 "Training across processes: the command line, exit codes, runs killed at awkward moments, W&B without an account."
 import json, random, runpy, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import nbclient, nbformat, pytest, torch
+import nbclient, nbformat, numpy as np, pytest, torch
 from safetensors.torch import load_file
 from lab import Forks, SCRIPT, free_port, lab_in
 
@@ -161,6 +161,8 @@ def test_many_processes(lab, forks, name, n, extra):
         assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=2e-5) for k in a), (a, b)
     a, b = (read_json(r/"summary.json") for r in (want, got))
     assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in ("final_val_loss", "val_accuracy", "bits_per_byte", "parameters", "tokens_seen"))
+    a, b = (dict(np.load(r/"val_windows.npz")) for r in (want, got))
+    assert all((a[k] == b[k]).all() for k in ("window", "document", "first", "tokens")) and np.allclose(a["nats"], b["nats"], rtol=1e-3) and a["nats"].min() > 0
     verdicts = [{f["check"]: f["verdict"] for f in s["audit"]} for s in (a, b)]
     assert len(verdicts[0]) == 17 and "fail" not in verdicts[0].values()
     assert verdicts[1] == verdicts[0] | (dict([("train and validation", "not checked")]) if name == "sharded" else {}) # weights in pieces
