@@ -171,7 +171,7 @@ def test_wandb_gets_the_executed_notebook(tmp_path, monkeypatch):
     "Offline, under the id of the run: its numbers first, then the notebook that papermill finished."
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"): monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_SERVICE"): monkeypatch.delenv(name, raising=False)
     code, out, err = finish(start("--study", "s", "--patterns", "A", "--seeds", "1", cwd=tmp_path, steps=4, wandb="offline"))
     assert code == 0 and "not sent" not in err, out + err
     run = tmp_path/"runs"/"s"/"A-s0"

@@ -222,7 +222,7 @@ def test_batch_that_cannot_be_shared(lab, forks):
 def test_wandb_offline(lab, monkeypatch):
     "No account and no network: the run is in the run folder."
     pytest.importorskip("wandb")
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"): monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_SERVICE"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9") # nothing answers there
     assert command(*flags(pattern="A", name="watched", steps=4, use_wandb=True, wandb="offline")) == 0
