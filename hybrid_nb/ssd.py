@@ -199,7 +199,7 @@ def ssd(
         dt = _steps(dt, dt_bias, dt_softplus, f)
         y, state = _chunked(padded(x), padded(dt), A.to(f), padded(B), padded(C), None if D is None else D.to(f), state, size)
         y = _finish(y[:, :l], x, None, z, x.dtype)
-    return (y, state) if return_state else y
+    return (y, state.contiguous()) if return_state else y
 
 # %% ../nbs/02a_ssd.ipynb #d5e46478
 class GatedRMSNorm(nn.Module):

@@ -164,7 +164,7 @@ def step_kernel(x, cache, padding_mask, layer): # a module, or None
     if not cache.has_previous_state(layer.layer_idx) or cache.is_recording_past(layer.layer_idx): return None
     if not hasattr(cache.layers[layer.layer_idx], "conv_states"): return None # in training
     from hybrid_nb.step_cpu import fits, steps
-    return steps if fits(x, *layer.parameters(), *_states(cache, layer.layer_idx)) else None
+    return steps if x.dtype == torch.float32 and fits(*layer.parameters(), *_states(cache, layer.layer_idx)) else None
 
 # %% ../nbs/02_ssm.ipynb #baec7526
 def _decay_sum(step, rate, w):
