@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from fastcore.script import Param
-from transformers import StoppingCriteriaList
 from .checkpoints import best_checkpoint, find_checkpoints
 from .core import atomic_write, command, read_json
 from .dialog import whole_characters
-from .generate import Generator, Sampling, _Stop
+from .generate import Generator, Sampling
 
 # %% ../nbs/12b_chat.ipynb #b49c1004
 def glue(before: str, after: str) -> str: # a space or nothing
@@ -148,7 +147,7 @@ def say(self: Chat, user: str, at: int|None = None # the number of turns before 
 def answer(self: Chat, ids, turn, turns):
     "Pieces of the answer to `ids`; at the end `turns` and `turn` are the conversation."
     self.stopping.clear()
-    stream = self.gen.stream(ids, stopping_criteria=StoppingCriteriaList([_Stop(self.stopping)]), **asdict(self.sampling) | ({} if self.draft is None else dict(draft=self.draft)))
+    stream = self.gen.stream(ids, stopped=self.stopping, **asdict(self.sampling) | ({} if self.draft is None else dict(draft=self.draft)))
     whole = []
     pieces = pieces_of(stream, whole)
     try:

@@ -51,12 +51,14 @@ def run_lock(run, # folder of the run
     Path(run).mkdir(parents=True, exist_ok=True)
     return FileLock(Path(run)/name, timeout=0)
 
-def is_running(run):
-    "Does a process train in the folder `run`?"
+def is_running(run, # folder of the run
+               name=".lock" # of the training; ".worker.lock": of the sweep's worker, whose training may only be starting
+              ):
+    "Does a process hold the folder `run`?"
     from filelock import Timeout
-    if not (Path(run)/".lock").exists(): return False
+    if not (Path(run)/name).exists(): return False
     try:
-        with run_lock(run): return False
+        with run_lock(run, name): return False
     except Timeout: return True
     except OSError: return False  # a folder we may only read
 

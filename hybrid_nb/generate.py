@@ -222,12 +222,14 @@ def generate(self: Generator, prompt, # text, or tokens
 
 # %% ../nbs/12_generate.ipynb #d294e54a
 @patch
-def stream(self: Generator, prompt, chat: bool|None = None, **settings):
+def stream(self: Generator, prompt, chat: bool|None = None,
+           stopped: threading.Event|None = None, # set it to end the answer after the token at hand; closing the stream does so too
+           **settings):
     "Pieces of the answer while it is written; the last thing it gives (the value of the generator) is the `Answer`."
     row, (s, rest) = self.encode(prompt, chat), _split(settings)
     if s.num_beams > 1: raise ValueError(f"num_beams {s.num_beams}: a beam search cannot be streamed")
     seed = secrets.randbelow(2**31) if s.seed is None else s.seed
-    pieces, stopped, result, start = queue.Queue(), threading.Event(), {}, time.perf_counter()
+    pieces, stopped, result, start = queue.Queue(), stopped or threading.Event(), {}, time.perf_counter()
     streamer = CharacterStreamer(self.tokenizer, lambda text, end: pieces.put(text))
     def work():
         try: result["out"] = self._run([row], s, [seed], streamer, stopped, **rest)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STARTUP', 'columns', 'number', 'recent_metrics', 'window', 'pace', 'silence_limit', 'clean', 'status_of',
-           'is_starting', 'settings_of', 'progress_of', 'stamp', 'run_alert', 'make_row', 'status_live', 'Runs',
-           'subfolders', 'nvml_devices', 'load_nvml', 'cpu_device', 'Devices', 'is_idle', 'idle_devices', 'Monitor',
-           'device_alert', 'alerts', 'shown', 'run_cells', 'device_cells', 'table', 'lines_of', 'records', 'Log',
-           'screen', 'watch', 'hybrid_monitor']
+           'settings_of', 'progress_of', 'stamp', 'run_alert', 'make_row', 'status_live', 'Runs', 'subfolders',
+           'nvml_devices', 'load_nvml', 'cpu_device', 'Devices', 'is_idle', 'idle_devices', 'Monitor', 'device_alert',
+           'alerts', 'shown', 'run_cells', 'device_cells', 'table', 'lines_of', 'records', 'Log', 'screen', 'watch',
+           'hybrid_monitor']
 
 # %% ../nbs/13_monitor.ipynb #008c831f
 import csv, io, json, math, os, signal, sys, threading, time
@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from statistics import fmean
 from fastcore.script import Param
-from .core import command, is_running, processor_name, run_lock
+from .core import command, is_running, processor_name
 from .sweep import duration, read_object, run_state
 
 # %% ../nbs/13_monitor.ipynb #c87f7401
@@ -86,18 +86,9 @@ def status_of(run) -> dict: # status, step, error
     try:
         state = run_state(run)
         if state["status"] == "running" and not is_running(run): state = run_state(run) # another who asked had the lock for an instant
-        if state["status"] in ("interrupted", "failed") and is_starting(run): state |= dict(status="starting", error=None)
+        if state["status"] in ("interrupted", "failed") and is_running(run, ".worker.lock"): state |= dict(status="starting", error=None)
     except Exception as e: state = dict(status="broken", step=None, error=f"{type(e).__name__}: {e}")
     return state | dict(error=clean(state["error"] or ""))
-
-def is_starting(run):
-    "Has a sweep's worker taken the run?"
-    from filelock import Timeout
-    if not (Path(run)/".worker.lock").exists(): return False
-    try:
-        with run_lock(run, ".worker.lock"): return False
-    except Timeout: return True
-    except OSError: return False # a folder we may only read
 
 # %% ../nbs/13_monitor.ipynb #f0932639
 def settings_of(run) -> dict: # planned, period, patience: numbers or None; device: a name or None
@@ -182,7 +173,7 @@ class Runs:
         stamps = [stamp(run/f) for f in self.files]
         if not any(stamps): return None
         old_stamps, old = self.rows.get(run, (None, None))
-        rests = old_stamps == stamps and (old["status"] == "finished" or not status_live(old) and not is_running(run) and not is_starting(run))
+        rests = old_stamps == stamps and (old["status"] == "finished" or not status_live(old) and not is_running(run) and not is_running(run, ".worker.lock"))
         return (stamps, old if rests else make_row(run, self.stall))
 
 def subfolders(path) -> list:

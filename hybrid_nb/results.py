@@ -12,7 +12,7 @@ __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'script', 'export
            'format_budgets', 'foretold', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show',
            'show_table', 'study_record', 'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet',
            'export_latex', 'export_wandb', 'compare_studies', 'comparison_answer', 'comparison_text',
-           'comparison_record', 'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'is_held', 'watch',
+           'comparison_record', 'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'watch',
            'hybrid_report']
 
 # %% ../nbs/11_results.ipynb #aba12ef0
@@ -22,7 +22,7 @@ from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 from fastcore.script import Param
-from .core import atomic_write, command, is_running, run_lock, save_json
+from .core import atomic_write, command, is_running, save_json
 from .patterns import find_pattern, short_pattern
 from .stats import Comparison, at_cost, compare, extrapolate_like, pareto, read_documents
 from .sweep import format_settings, last_metrics, plugin_list, read_object, read_summary, run_state, template_path
@@ -1020,16 +1020,7 @@ def fingerprint(study) -> tuple: # changes when a run of the study does
 def is_alive(study) -> bool:
     "Is any run of the study being trained, or about to be?"
     runs = [p for p in Path(study).iterdir() if p.is_dir()] if Path(study).is_dir() else []
-    return any(is_running(r) or is_held(r) for r in runs)
-
-def is_held(run) -> bool:
-    "Does a worker of a sweep hold the run, whose kernel may only be starting?"
-    from filelock import Timeout
-    if not (Path(run)/".worker.lock").exists(): return False
-    try:
-        with run_lock(run, ".worker.lock"): return False
-    except Timeout: return True
-    except OSError: return False
+    return any(is_running(r) or is_running(r, ".worker.lock") for r in runs)
 
 def watch(study, every=30, # seconds between looks
           quiet_looks=3, # looks without a run in training or a change, after which it ends
