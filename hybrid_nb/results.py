@@ -401,6 +401,9 @@ def sweep_command(runs # as from `load_runs`
     else: words += ["--patterns", *dict.fromkeys(runs.pattern.dropna())]
     words += ["--seeds", seeds if "," in seeds else f"{seeds},"]
     if plugins: words += ["--plugins", *plugins]
+    if aim := knobs.pop("equal_parameters", None):
+        knobs.pop("hidden_size") # the sweep chooses it again
+        words += ["--equal_parameters", str(aim)]
     if "stopped" in runs and len(halved := runs.stopped.dropna()): words += ["--halving", str(halved.iloc[0]["factor"])]
     if knobs: words += ["--set", *format_settings(knobs)]
     return shlex.join(words)

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['reserved', 'ELSEWHERE', 'studies', 'read_object', 'notebook_error', 'last_metrics', 'read_summary', 'run_state',
            'template_path', 'parameters_cell', 'parse_seeds', 'parse_settings', 'format_settings', 'plan_sweep',
-           'recipe_labels', 'plugin_list', 'plan_run', 'check_buildable', 'run_notebook', 'end_with_parent',
-           'end_children', 'devices', 'cores', 'share_cores', 'worker_environment', 'Worker', 'note_error', 'Local',
-           'duration', 'Progress', 'run_all', 'rung_loss', 'label_of', 'check_halving', 'run_halving', 'told_power',
-           'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
+           'recipe_labels', 'plugin_list', 'plan_run', 'check_buildable', 'equal_width', 'run_notebook',
+           'end_with_parent', 'end_children', 'devices', 'cores', 'share_cores', 'worker_environment', 'Worker',
+           'note_error', 'Local', 'duration', 'Progress', 'run_all', 'rung_loss', 'label_of', 'check_halving',
+           'run_halving', 'told_power', 'make_engine', 'sweep', 'status_table', 'hybrid_sweep']
 
 # %% ../nbs/10_sweep.ipynb #f1496c36
 from collections import Counter
 import json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from contextlib import closing
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from fastcore.script import Param
@@ -89,7 +90,8 @@ def parameters_cell() -> str: # Python source
     from hybrid_nb.train import config_fields, configs
     lines = ['family = "hybrid" # of the model: hybrid or context', 'pattern = "AMAMAMAM" # one letter a block', 'name = None # of the run; None: the pattern and the seed',
              'study = "default" # the run is written to RUNS/STUDY/NAME', 'runs = "runs" # folder of all studies',
-             'plugins = None # modules, scripts or notebooks that register mixers of your own', 'progress = True # show progress bars']
+             'plugins = None # modules, scripts or notebooks that register mixers of your own',
+             'equal_parameters = None # number of parameters for which a sweep chose hidden_size', 'progress = True # show progress bars']
     done = {"pattern"}
     for cls, title in zip(configs, ("model", "model of the family context", "data", "training")):
         help = docments(cls)
@@ -137,6 +139,7 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
                plugins=None,  # modules, scripts or notebooks that register mixers
                recipes=None,  # instead of patterns: complete configurations, see the recipes notebook
                debug=False,   # shrink each run to less than a minute
+               equal_parameters=None, # of each model, as nearly as its width allows
                **knobs        # settings that all runs share
               ) -> list:      # of dict(name, pattern, seed, path, planned, state, config, knobs)
     "The runs of a sweep in the order they will start; `ValueError` if anything about them is wrong."
@@ -154,6 +157,9 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
     if debug:
         from hybrid_nb.recipes import debug_settings
         models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
+    if equal_parameters is not None:
+        if "hidden_size" in knobs: raise ValueError(f"hidden_size {knobs['hidden_size']!r}: with equal_parameters each pattern gets its own; leave one of the two out")
+        models = {label: settings | dict(hidden_size=equal_width(settings, equal_parameters)) for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
@@ -185,6 +191,31 @@ def check_buildable(model_config):
         with torch.device("meta"): AutoModelForCausalLM.from_config(model_config)
     except ValueError: raise
     except Exception: pass  # a user's mixer may do at its construction what cannot be done without memory
+
+# %% ../nbs/10_sweep.ipynb #5d07b3a4
+def equal_width(settings: dict, # of a run, without its width
+                parameters: int # the model is to have
+               ) -> int: # hidden_size
+    "The width at which the model of `settings` comes closest to a number of parameters."
+    from bisect import bisect_left
+    from hybrid_nb.cost import number_of_parameters
+    from hybrid_nb.data import load_data
+    from hybrid_nb.train import split_knobs
+    first, data, _ = split_knobs(**{k: v for k, v in settings.items() if k != "hidden_size"})
+    words, step = load_data(data, progress=False).vocab_size, 2 * getattr(first, "num_attention_heads", 4)
+    def model(width): return split_knobs(**settings | dict(hidden_size=width))[0]
+    def possible(width):
+        try: return bool(model(width))
+        except ValueError: return False
+    def size(width):
+        config = model(width)
+        config.vocab_size = words # as the trainer sets it
+        return number_of_parameters(config)
+    widths = sorted({*filter(possible, range(step, 16*first.hidden_size + 1, step)), first.hidden_size})
+    at = bisect_left(widths, parameters, key=size)
+    if not widths or not 0 < at < len(widths):
+        raise ValueError(f"equal_parameters {parameters!r}: {first.pattern} can have {size(widths[0]):,} (width {widths[0]}) to {size(widths[-1]):,} (width {widths[-1]})")
+    return min(widths[at - 1:at + 1], key=lambda w: abs(size(w) - parameters))
 
 # %% ../nbs/10_sweep.ipynb #e3a3c5e2
 ELSEWHERE = 75  # exit code of a worker that found the run locked
@@ -473,6 +504,7 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
           engine="local",  # where: local (this machine) or ray (a cluster)
           recipes=None,    # instead of patterns: group of recipes, or several with spaces between
           debug=False,     # shrink each run to less than a minute
+          equal_parameters=None, # choose each pattern's width so that its model has about so many parameters
           halving=None,    # successive halving: at each rung, only one in so many patterns goes on
           address=None, gpus_per_run=None, cpus_per_run=None, retries=None, # of the engine ray, see `10a_cluster`
           **knobs          # any setting of model, data or training, for all runs
@@ -488,11 +520,11 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     else: patterns = patterns or preset["patterns"]
     seeds = seeds if seeds is not None else preset["seeds"] or 2
     template = template_path("train.ipynb", template)
-    plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, **knobs)
+    plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, equal_parameters, **knobs)
     n = sum(r["state"]["status"] != "finished" for r in plan)
     ladder = check_halving(plan, halving) if halving is not None else []
     cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
-    shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {})
+    shared = dict(study=study, runs=str(runs), progress=False) | (dict(plugins=plugin_list(plugins)) if plugins else {}) | (dict(equal_parameters=equal_parameters) if equal_parameters else {})
     parameters = lambda r: dict(r["knobs"], seed=r["seed"], **(dict(name=r["name"]) if recipes else {})) | shared | (dict(stop_at=stop_at) if stop_at else {})
     stop_at = 0
     def train(runs, at):
@@ -532,6 +564,7 @@ def hybrid_sweep(
     patterns: Param("layer patterns, or names of published ones, separated by spaces", str, nargs="+") = None,
     seeds: str = None,    # how many, or which ("0,4,7"); default 2
     jobs: int = None,     # runs at a time; default: as many as there are accelerators, or else cores
+    equal_parameters: int = None, # choose each pattern's width (hidden_size) so that its model has about so many parameters
     set: Param("settings of model, data or training, such as --set steps=200 hidden_size=64", str, nargs="+", action="extend") = None,
     plugins: Param("modules, scripts or notebooks that register mixers", str, nargs="+", action="extend") = None,
     runs: str = "runs",   # folder of all studies
@@ -548,10 +581,12 @@ def hybrid_sweep(
     def interrupt(*_): raise KeyboardInterrupt
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, interrupt)
     if "" not in sys.path: sys.path.insert(0, "")  # plugins beside the user
+    given = parse_settings(set)
+    for k in given.keys() & signature(sweep).parameters.keys(): raise ValueError(f"--set {k}: the sweep takes it, not a run (use --{k})")
     where = dict(engine=engine, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     group = "-".join(dict.fromkeys(name.split("/")[0] for name in recipe_group or []))
     if study is None: study = (group or "quick") + "-debug"*debug
-    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, recipes=" ".join(recipe_group or []), debug=debug, halving=halving, **where, **parse_settings(set))
+    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, recipes=" ".join(recipe_group or []), debug=debug, equal_parameters=equal_parameters, halving=halving, **where, **given)
     print(df.drop(columns="path").to_string(index=False, na_rep="–", float_format="{:.4g}".format))
     bad = df[~df.status.isin(["finished", "stopped"])]
     if len(bad): raise RuntimeError(f"{len(bad)} of {len(df)} runs failed; see {Path(bad.path.iloc[0])/'train.ipynb'}")

@@ -142,6 +142,8 @@ def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeyp
     (["--patterns", "AM"], dict(num_attention_heads=5), "num_attention_heads 5: must be a divisor"),
     (["--patterns", "AM"], dict(stepps=5), "did you mean 'steps'"),
     (["--patterns", "AM"], dict(corpus="wurld"), "corpus 'wurld': unknown"),
+    (["--patterns", "AM"], dict(jobs=3), "--set jobs: the sweep takes it, not a run (use --jobs)"),
+    (["--patterns", "AM", "--equal_parameters", "30000"], {}, "hidden_size 16: with equal_parameters each pattern gets its own"),
     (["--patterns", "AM", "--seeds", "none"], {}, "seeds 'none'"),
     (["--patterns", "AM", "--plugins", "no.ipynb"], {}, "no such file"),
     (["--patterns", "AM", "--template", "no.ipynb"], {}, "name one with --template FILE"),
@@ -158,6 +160,14 @@ def test_nothing_starts_with_bad_arguments(args, knobs, message, tmp_path, monke
     with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**{k: v for k, v in parsed.items() if k not in ("pdb", "xtra")})
     assert message in str(e.value)
     assert not list(tmp_path.iterdir())
+
+def test_equal_parameters_reach_the_runs(tmp_path, monkeypatch):
+    import hybrid_nb.sweep
+    told = []
+    monkeypatch.setattr(hybrid_nb.sweep, "run_all", lambda plan, parameters, *_: told.extend(map(parameters, plan)))
+    settings = {k: v for k, v in tiny.items() if k != "hidden_size"} | dict(runs=tmp_path, cache_dir=str(tmp_path/"cache"), progress=False)
+    hybrid_nb.sweep.sweep("s", "AAAA MMMM", 1, equal_parameters=60_000, **settings)
+    assert {p["equal_parameters"] for p in told} == {60_000} and told[0]["hidden_size"] > told[1]["hidden_size"]
 
 def test_exit_code_and_one_line(tmp_path):
     code, out, err = finish(start("--study", "s", "--patterns", "AM)", cwd=tmp_path))
