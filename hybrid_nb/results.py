@@ -11,7 +11,7 @@ __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'script', 'export
            'plot_ranking', 'plot_differences', 'load_curves', 'plot_curves', 'plot_run', 'plot_lengths', 'plot_cost',
            'format_budgets', 'foretold', 'load_recall', 'plot_recall', 'page_css', 'to_html', 'hover_points', 'show',
            'show_table', 'study_record', 'run_template', 'render', 'export_tables', 'export_csv', 'export_parquet',
-           'export_latex', 'export_wandb', 'compare_studies', 'comparison_answer', 'comparison_text',
+           'export_latex', 'export_wandb', 'render_notebook', 'compare_studies', 'comparison_answer', 'comparison_text',
            'comparison_record', 'setting_changes', 'plot_comparison', 'fingerprint', 'is_alive', 'watch',
            'hybrid_report']
 
@@ -863,11 +863,11 @@ def study_record(runs, title) -> dict:
                 table=clean(table), runs=clean(runs.drop(columns=drop)), recall=clean(recall))
 
 # %% ../nbs/11_results.ipynb #9b1d429e
-def run_template(template, executed, parameters, progress):
+def run_template(template, executed, parameters, progress, **kw):
     "Execute the notebook `template` into the file `executed`; an error in it becomes one line."
     import papermill
     try: return papermill.execute_notebook(template, local_path(executed), parameters, kernel_name="python3", language="python",
-                                           progress_bar=progress and sys.stderr.isatty(), extra_arguments=["--log-level=CRITICAL"])
+                                           progress_bar=progress and sys.stderr.isatty(), extra_arguments=["--log-level=CRITICAL"], **kw)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f"{template}: {e.ename}: {e.evalue} (the traceback is in {executed})") from None
 
@@ -949,6 +949,23 @@ def export_wandb(record, runs, out):
         if f: f.savefig(folder/f"{k}.png", dpi=200)
 
 exports = dict(csv=export_csv, parquet=export_parquet, latex=export_latex, wandb=export_wandb)
+
+# %% ../nbs/11_results.ipynb #b77d01e4
+def render_notebook(path, # of a report notebook
+                    progress=False # show a bar
+                   ) -> Path: # of its page
+    "Run a notebook in its folder and keep its outputs; the page `.html` goes beside it."
+    import nbformat
+    from nbdev.clean import clean_nb
+    path = Path(path)
+    if not path.is_file(): raise ValueError(f"notebook {str(path)!r}: no such file")
+    nb = run_template(str(path), executed := path.with_name(f".{path.name}"), {}, progress, cwd=str(path.parent))
+    executed.unlink() # it has served; one with an error is left, to be looked into
+    clean_nb(nb)
+    title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")), path.stem)
+    with atomic_write(path) as f: f.write(nbformat.writes(nb) + "\n")
+    with atomic_write(path.with_suffix(".html")) as f: f.write(to_html(nb, title))
+    return path.with_suffix(".html")
 
 # %% ../nbs/11_results.ipynb #51f58469
 def compare_studies(a, b # runs of two studies, as from `load_runs`
@@ -1044,7 +1061,7 @@ def watch(study, every=30, # seconds between looks
 # %% ../nbs/11_results.ipynb #c86455df
 @command
 def hybrid_report(
-    study: Param("folder of a study, such as runs/quick", str, nargs="?", opt=False) = None,
+    study: Param("folder of a study, such as runs/quick, or a report notebook to be run again (.ipynb)", str, nargs="?", opt=False) = None,
     out: str = None,      # the HTML file to write (default: reports/<study>.html); .ipynb, .json and .png go beside it
     csv: str = None,      # a W&B export of a runs table, instead of a study
     template: str = None, # report notebook (default: reports/results.ipynb of the repository)
@@ -1059,6 +1076,9 @@ def hybrid_report(
     if compare and (study or csv or watch): raise ValueError("--compare: takes two studies, and goes with neither another study, --csv nor --watch")
     if watch and (csv or not study): raise ValueError("--watch: takes a study folder")
     if every < 1: raise ValueError(f"--every {every}: must be at least 1 second")
+    if study and study.endswith(".ipynb"):
+        if out or csv or template or title or export or watch: raise ValueError(f"{study}: a notebook is run as it is, and its page goes beside it; leave out the other options")
+        return print(render_notebook(study, not quiet))
     if compare: study, compare = compare
     kw = dict(out=out, template=template, title=title, progress=not quiet, export=export or ())
     if watch: return print(globals()["watch"](study, every, said=lambda line: print(line, file=sys.stderr, flush=True), **kw | dict(progress=False)))

@@ -114,6 +114,8 @@ def test_wandb_export_renders_the_base_table(tmp_path):
     (["STUDY", "--out", "x.html", "--export", "pdf"], "export 'pdf': unknown (accepted: csv, parquet, latex, wandb)"),
     (["STUDY", "--out", "x.html", "--compare", "STUDY", "STUDY"], "--compare: takes two studies"),
     (["--out", "x.html", "--watch"], "--watch: takes a study folder"),
+    (["none.ipynb"], "notebook 'none.ipynb': no such file"),
+    (["none.ipynb", "--title", "x"], "none.ipynb: a notebook is run as it is"),
     (["STUDY", "--out", "x.pdf"], "must end in .html"),
     (["STUDY", "--out", "x.html", "--template", "none.ipynb"], "template 'none.ipynb': no such file"),
     (["--csv", "EMPTY", "--out", "x.html"], "empty.csv: a header but no runs"),
