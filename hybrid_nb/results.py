@@ -905,20 +905,26 @@ def render(study=None,    # folder of a study; or
     return out
 
 # %% ../nbs/11_results.ipynb #098e08d1
-def export_tables(record: dict) -> dict: # name -> DataFrame of plain values
-    "The tables of a report: patterns, runs and pairs."
+def export_tables(record: dict, runs) -> dict: # name -> DataFrame of plain values
+    "The tables of a report (patterns, runs and pairs) and, of a single study, its curves and sums by document."
     tables = {k: pd.DataFrame(record[k]) for k in ("table", "runs", "pairs") if record.get(k)}
     plain = lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v
-    return {k: df.apply(lambda c: c.map(plain) if c.dtype == object else c) for k, df in tables.items()}
+    tables = {k: df.apply(lambda c: c.map(plain) if c.dtype == object else c) for k, df in tables.items()}
+    if "studies" in record: return tables
+    curves, done = load_curves(runs), runs[runs.status == "finished"]
+    if len(curves): tables["curves"] = curves[[k for k in ("name", "pattern", "seed", "step", "val_loss", "bits_per_byte") if k in curves]]
+    nats, tokens = read_documents(done.path)
+    if nats is not None: tables["documents"] = pd.DataFrame(dict(document=range(len(tokens)), tokens=tokens.astype(int)) | dict(zip(done.name, nats.round(3))))
+    return tables
 
 def _file(out, name, suffix): return Path(out).with_suffix(f".{suffix}" if name == "table" else f".{name}.{suffix}")
 
 def export_csv(record, runs, out):
-    for name, df in export_tables(record).items():
+    for name, df in export_tables(record, runs).items():
         with atomic_write(_file(out, name, "csv")) as f: df.to_csv(f, index=False)
 
 def export_parquet(record, runs, out):
-    for name, df in export_tables(record).items():
+    for name, df in export_tables(record, runs).items():
         with atomic_write(_file(out, name, "parquet"), "wb") as f: df.to_parquet(f, index=False)
 
 # %% ../nbs/11_results.ipynb #ad12f2e9
@@ -938,8 +944,7 @@ def export_wandb(record, runs, out):
     import wandb
     folder = Path(out).with_name(f"{Path(out).stem}-wandb")
     folder.mkdir(parents=True, exist_ok=True)
-    curves = load_curves(runs)[lambda c: [k for k in ("name", "pattern", "seed", "step", "val_loss", "bits_per_byte") if k in c]]
-    tables = export_tables(record) | (dict(curves=curves) if len(curves) else {})
+    tables = export_tables(record, runs)
     figures = dict(ranking=plot_ranking(runs), curves=plot_curves(runs), cost=plot_cost(runs)) if "studies" not in record else {}
     with wandb.init(project="hybrid_nb", name=record["title"], mode="offline", dir=str(folder), job_type="report", settings=wandb.Settings(silent=True),
                     config={k: record[k] for k in ("claim", "evidence", "verdict", "basis") if k in record}) as run:
