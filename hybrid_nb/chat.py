@@ -613,11 +613,12 @@ class ChatPanel:
         names, best = [(label(r), r.path) for r in found.itertuples()], str(best_checkpoint(folder))
         wide = dict(layout=w.Layout(width="98%"), style=dict(description_width="90px"))
         self.prompt = w.Textarea(prompt, description="prompt", rows=3, **wide)
-        self.chosen = [w.Dropdown(options=names, value=best, description="checkpoint", **wide), w.Dropdown(options=[("none", None)] + names, description="beside it", **wide)]
-        self.temperature = w.FloatSlider(sampling.temperature, min=0, max=2, step=.05, description="temperature")
-        self.top_p = w.FloatSlider(sampling.top_p, min=.05, max=1, step=.05, description="top_p")
-        self.top_k = w.IntSlider(sampling.top_k, min=0, max=200, description="top_k")
-        self.max_new_tokens = w.IntSlider(sampling.max_new_tokens, min=1, max=1000, description="tokens")
+        self.chosen = [w.Dropdown(options=names, value=best, description="checkpoint", **wide), w.Dropdown(options=[("none", "")] + names, value="", description="beside it", **wide)] # None would show as an empty field
+        name = dict(style=dict(description_width="90px"))
+        self.temperature = w.FloatSlider(sampling.temperature, min=0, max=2, step=.05, description="temperature", **name)
+        self.top_p = w.FloatSlider(sampling.top_p, min=.05, max=1, step=.05, description="top_p", **name)
+        self.top_k = w.IntSlider(sampling.top_k, min=0, max=200, description="top_k", **name)
+        self.max_new_tokens = w.IntSlider(sampling.max_new_tokens, min=1, max=1000, description="tokens", **name)
         self.seed = w.Text("", placeholder="none", description="seed")
         self.write, self.stop = w.Button(description="Write", button_style="primary"), w.Button(description="Stop", disabled=True)
         self.answers = [w.HTML(layout=w.Layout(width="50%")) for _ in self.chosen]
@@ -660,7 +661,7 @@ def run(self: ChatPanel):
     try:
         for box, choice in zip(self.answers, self.chosen):
             box.value, answer = "", []
-            if choice.value is None: continue
+            if not choice.value: continue
             try:
                 gen = self.model(choice.value)
                 writing[box] = pieces_of(stream := gen.stream(prompt, **self.settings()), answer), stream, answer, [prompt + "\n" * gen.is_dialog]
