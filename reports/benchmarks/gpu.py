@@ -1,11 +1,13 @@
 """What only a GPU can show: the same numbers as on the CPU, mixed precision, resume, speed and memory.
 
     python reports/benchmarks/gpu.py --out reports/benchmarks/gpu.json [--only scan,kernels,plans,kernel_speed,convolution,model,training,speed] [--steps 300] [--cache FOLDER]
+    python reports/benchmarks/gpu.py --out base-12-gpu.json --only study --recipes base base-mamba --steps 10000 --cache FOLDER --set '{"corpus": "books/large.jsonl.xz", "tokenizer": "bpe", "vocab_size": 16384, "precision": "bf16"}'
 
 Needs torch, transformers, accelerate and fastcore. `datasets` is needed only to prepare the corpus; a token cache prepared elsewhere
 (`HYBRID_NB_CACHE`, or --cache) will do. Every check that fails is listed under "failed", and the exit code is then 1.
 `kernels` runs the tests of the Triton kernels compiled; `kernel_speed` times them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel;
 `plans` times other ways to cut the work, for whoever wants to improve `scan_triton._plan`.
+`study` trains recipes one after the other, without papermill, and puts summary, curve and sums by validation document of each into the report as soon as it has them; it runs only if it is asked for.
 """
 import argparse, importlib.util, json, re, shutil, statistics, subprocess, sys, tempfile, time, traceback
 from functools import partial
@@ -21,6 +23,8 @@ parser.add_argument("--out", required=True)
 parser.add_argument("--cache")
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--device", default="cuda")
+parser.add_argument("--recipes", nargs="+", default=["base", "base-mamba"], help="groups of recipes, or single ones, for study")
+parser.add_argument("--set", type=json.loads, default={}, help="settings of all runs of study, as JSON")
 parser.add_argument("--only", help="comma-separated parts to run, in this order")
 parser.add_argument("--quick", action="store_true", help="few shapes: does everything run?")
 args = parser.parse_args()
@@ -236,12 +240,33 @@ def speed():
     return rows
 
 
+def study():
+    "Published recipes at full width, or as --set has them."
+    import numpy as np
+    from hybrid_nb.recipes import recipe_group
+    from hybrid_nb.train import train_run
+    rows, folder = report.setdefault("study", []), Path(tempfile.mkdtemp())
+    for r in [r for name in args.recipes for r in recipe_group(name)]:
+        try: s = train_run(recipe=r.name, name="run", study=r.name.replace("/", "-"), runs=folder, progress=False, **dict(steps=args.steps, cache_dir=args.cache, save_best=False, checkpoint_every=0) | args.set)
+        except Exception: report["failed"].append(f"study {r.name}: {traceback.format_exc()}"); continue
+        run = folder/r.name.replace("/", "-")/"run"
+        metrics = [json.loads(line) for line in (run/"metrics.jsonl").read_text().splitlines()]
+        with np.load(run/"val_windows.npz") as z:
+            numbers, document = np.unique(z["document"], return_inverse=True)
+            sums = {k: np.bincount(document, z[k]).round(3).tolist() for k in ("tokens", "nats")}
+        rows.append(dict(recipe=r.name, summary=s, curve=[[m["step"], m["val_loss"]] for m in metrics if "val_loss" in m], documents=dict(number=numbers.tolist()) | sums))
+        save_json(report, args.out)
+        print(r.name, f"{s['final_val_loss']:.4f} nats, {s['tokens_per_second']:,.0f} tokens/s, {s['runtime_seconds']:.0f} s", flush=True)
+    shutil.rmtree(folder)
+    return rows
+
+
 every_part = dict((f.__name__, f) for f in (scan, kernels, kernel_speed, plans, convolution, model, training, speed))
-for part in [every_part[name] for name in args.only.split(",")] if args.only else every_part.values():
+for part in [(every_part | dict(study=study))[name] for name in args.only.split(",")] if args.only else every_part.values():
     start = time.perf_counter()
     try: report[part.__name__] = part()
     except Exception: report["failed"].append(f"{part.__name__}: {traceback.format_exc()}")
-    print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", json.dumps(report.get(part.__name__)), flush=True)
+    print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", "" if part is study else json.dumps(report.get(part.__name__)), flush=True)
     save_json(report, args.out)
 print("\n".join(report["failed"]) or "all checks passed")
 sys.exit(bool(report["failed"]))
