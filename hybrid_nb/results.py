@@ -73,7 +73,7 @@ def tell_apart(runs) -> pd.DataFrame:
     "Where one pattern was trained with different settings under different names, these are no seeds of it: what the names say more goes behind the pattern, `AAAAAAAA (base)`."
     from hybrid_nb.train import harmless
     if "pattern" not in runs: return runs
-    labels = runs.path.map(lambda p: label_of(dict(name=Path(p).name)))
+    labels = runs.path.map(lambda p: label_of(Path(p).name))
     def settings(path): return json.dumps({k: v for k, v in flat(load_config(path)).items() if k.startswith(("model.", "data.", "train.")) and k.split(".")[-1] not in harmless | {"seed", "stop_at"}}, sort_keys=True)
     for _, g in runs.groupby("pattern"):
         names = labels[g.index].unique().tolist()
@@ -213,7 +213,7 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     table.insert(0, "seeds", groups.size())
     table.insert(0, "layers", [len(p.split(" ")[0]) for p in table.index])
     if "name" in done and not done.name.str.startswith(tuple(p.split(" ")[0] for p in done.pattern)).all():  # names that say more than the pattern
-        table.insert(0, "name", groups.name.agg(lambda names: ", ".join(dict.fromkeys(label_of(dict(name=n)) for n in names))))
+        table.insert(0, "name", groups.name.agg(lambda names: ", ".join(dict.fromkeys(label_of(n) for n in names))))
     table, c = table.sort_values("final_val_loss"), study_comparison(runs)
     table["group"], table["ties"] = [c.letters.get(p, "") for p in table.index], [c.ties(p) for p in table.index]
     table["difference"], table["difference_low"], table["difference_high"] = zip(*(difference(c, table.index[0], p) for p in table.index))
@@ -392,7 +392,7 @@ def recipe_of(parameters: dict # of an executed notebook
              ): # Recipe, or None
     "The recipe a run was made from, by the name of the run and what it trained."
     from hybrid_nb.recipes import recipes
-    label = re.sub(r"-s\d+$", "", parameters.get("name") or "")
+    label = label_of(parameters.get("name") or "")
     same = lambda r: all(parameters.get(k) == r.settings.get(k) for k in ("family", "pattern", "depth"))
     return next((r for r in recipes.values() if label in (r.label, f"{r.group}-{r.label}") and same(r)), None)
 

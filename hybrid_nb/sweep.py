@@ -213,7 +213,7 @@ def equal_width(settings: dict, # of a run, without its width
         return number_of_parameters(config)
     widths = sorted({*filter(possible, range(step, 16*first.hidden_size + 1, step)), first.hidden_size})
     at = bisect_left(widths, parameters, key=size)
-    if not widths or not 0 < at < len(widths):
+    if not 0 < at < len(widths):
         raise ValueError(f"equal_parameters {parameters!r}: {first.pattern} can have {size(widths[0]):,} (width {widths[0]}) to {size(widths[-1]):,} (width {widths[-1]})")
     return min(widths[at - 1:at + 1], key=lambda w: abs(size(w) - parameters))
 
@@ -435,12 +435,12 @@ def rung_loss(run, step: int) -> float: # NaN if the run has none
         except (ValueError, TypeError, KeyError): pass
     return found
 
-def label_of(run): return re.sub(r"-s\d+$", "", run["name"])
+def label_of(name): return re.sub(r"-s\d+$", "", name) # of a run, without its seed
 
 def check_halving(plan, factor) -> list: # of (step, how many go on)
     "The rungs of a plan; `ValueError` if there are none to speak of."
     from hybrid_nb.train import warmup
-    cfg, n = plan[0]["config"][2], len({label_of(r) for r in plan})
+    cfg, n = plan[0]["config"][2], len({label_of(r["name"]) for r in plan})
     if len({(r["config"][2].steps, r["config"][2].eval_every) for r in plan}) > 1: raise ValueError(f"halving {factor}: the runs have different steps or eval_every")
     found = rungs(cfg.steps, n, factor, cfg.eval_every, warmup(cfg))
     if not found: raise ValueError(f"halving {factor}: no rung fits: more than 2 patterns are needed ({n} given), and an evaluation after the warm-up (eval_every {cfg.eval_every}, {warmup(cfg)} steps) and before the end ({cfg.steps})")
@@ -449,25 +449,25 @@ def check_halving(plan, factor) -> list: # of (step, how many go on)
 # %% ../nbs/10_sweep.ipynb #a2b6acb0
 def run_halving(plan, factor, train): # train: function (runs, stop_at)
     "Train all runs of a plan to each rung, and those that are left to the end."
-    alive, ladder = list(dict.fromkeys(map(label_of, plan))), check_halving(plan, factor)
+    alive, ladder = list(dict.fromkeys(label_of(r["name"]) for r in plan)), check_halving(plan, factor)
     for k, (step, keep) in enumerate(ladder, 1):
-        train([r for r in plan if label_of(r) in alive and rung_loss(r["path"], step) != rung_loss(r["path"], step)], step)
-        losses = {p: [rung_loss(r["path"], step) for r in plan if label_of(r) == p] for p in alive}
+        train([r for r in plan if label_of(r["name"]) in alive and rung_loss(r["path"], step) != rung_loss(r["path"], step)], step)
+        losses = {p: [rung_loss(r["path"], step) for r in plan if label_of(r["name"]) == p] for p in alive}
         scores = {p: sum(v)/len(v) for p, v in losses.items()}
         go_on = survivors(scores, keep)
         for r in plan:
-            if label_of(r) not in alive or label_of(r) in go_on or r["state"]["status"] in ("finished", "failed", "broken", "running"): continue
-            loss, rank = rung_loss(r["path"], step), 1 + survivors(scores, len(alive)).index(label_of(r))
+            if label_of(r["name"]) not in alive or label_of(r["name"]) in go_on or r["state"]["status"] in ("finished", "failed", "broken", "running"): continue
+            loss, rank = rung_loss(r["path"], step), 1 + survivors(scores, len(alive)).index(label_of(r["name"]))
             save_json(dict(step=step, rung=k, rungs=len(ladder), factor=factor, val_loss=loss if loss == loss else None, rank=rank, of=len(alive), kept=keep), r["path"]/"stopped.json")
             r["state"] = run_state(r["path"])
         alive = go_on
-    train([r for r in plan if label_of(r) in alive], 0)
+    train([r for r in plan if label_of(r["name"]) in alive], 0)
 
 # %% ../nbs/10_sweep.ipynb #2219c384
 def told_power(plan, tokens: float) -> str: # a line
     "What differences the seeds and the validation text of a plan can show."
-    done, labels = [r for r in plan if r["state"]["status"] == "finished"], {label_of(r) for r in plan}
-    own, names = {}, [label_of(r) for r in done]
+    done, labels = [r for r in plan if r["state"]["status"] == "finished"], {label_of(r["name"]) for r in plan}
+    own, names = {}, [label_of(r["name"]) for r in done]
     sd, free = pooled_sd(names, [read_summary(r["path"])["final_val_loss"] for r in done])
     nats, counts = read_documents([r["path"] for r in done])
     if free > 1: own |= dict(sd_seed=sd)
@@ -582,7 +582,7 @@ def hybrid_sweep(
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, interrupt)
     if "" not in sys.path: sys.path.insert(0, "")  # plugins beside the user
     given = parse_settings(set)
-    for k in given.keys() & signature(sweep).parameters.keys(): raise ValueError(f"--set {k}: the sweep takes it, not a run (use --{k})")
+    for k in given.keys() & signature(sweep).parameters.keys(): raise ValueError(f"--set {k}: not a setting of a run but of the sweep, which has an option for it (see --help)")
     where = dict(engine=engine, address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     group = "-".join(dict.fromkeys(name.split("/")[0] for name in recipe_group or []))
     if study is None: study = (group or "quick") + "-debug"*debug

@@ -142,7 +142,7 @@ def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeyp
     (["--patterns", "AM"], dict(num_attention_heads=5), "num_attention_heads 5: must be a divisor"),
     (["--patterns", "AM"], dict(stepps=5), "did you mean 'steps'"),
     (["--patterns", "AM"], dict(corpus="wurld"), "corpus 'wurld': unknown"),
-    (["--patterns", "AM"], dict(jobs=3), "--set jobs: the sweep takes it, not a run (use --jobs)"),
+    (["--patterns", "AM"], dict(jobs=3), "--set jobs: not a setting of a run but of the sweep"),
     (["--patterns", "AM", "--equal_parameters", "30000"], {}, "hidden_size 16: with equal_parameters each pattern gets its own"),
     (["--patterns", "AM", "--seeds", "none"], {}, "seeds 'none'"),
     (["--patterns", "AM", "--plugins", "no.ipynb"], {}, "no such file"),
