@@ -862,7 +862,7 @@ def show(fig,      # a figure, or None
 def show_table(df, kind="summary"):
     "Display a table of text as HTML, styled by its `kind`: summary (numbers) or text."
     from IPython.display import HTML, display
-    display(HTML(df.to_html(index=False, border=0, classes=kind).replace("<td>✗", '<td class="failed">✗')))
+    display(HTML(df.to_html(index=False, border=0, classes=kind, justify="left" if kind == "text" else "right").replace("<td>✗", '<td class="failed">✗')))
 
 # %% ../nbs/11_results.ipynb #108dedbb
 def study_record(runs, title) -> dict:
