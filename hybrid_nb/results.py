@@ -75,11 +75,12 @@ def tell_apart(runs) -> pd.DataFrame:
     if "pattern" not in runs: return runs
     labels = runs.path.map(lambda p: label_of(Path(p).name))
     def settings(path): return json.dumps({k: v for k, v in flat(load_config(path)).items() if k.startswith(("model.", "data.", "train.")) and k.split(".")[-1] not in harmless | {"seed", "stop_at"}}, sort_keys=True)
-    for _, g in runs.groupby("pattern"):
+    for pattern, g in runs.groupby("pattern"):
         names = labels[g.index].unique().tolist()
-        if len(names) < 2 or g.path.map(settings).nunique() < 2: continue
-        common = len(os.path.commonprefix([n[::-1] for n in names]))
-        runs.loc[g.index, "pattern"] = [f"{p} ({n[:len(n) - common].strip('-_') or n})" for p, n in zip(g.pattern, labels[g.index])]
+        if len(names) < 2 or (made := g.path.map(settings)).nunique() < 2: continue
+        tail = os.path.commonprefix([n[::-1] for n in names])[::-1]
+        common = len(tail) - at.start() if (at := re.search("[-_]", tail)) else 0 # whole words
+        for _, same in g.groupby(made): runs.loc[same.index, "pattern"] = f"{pattern} ({', '.join(dict.fromkeys(n[:len(n) - common] or n for n in labels[same.index]))})"
     return runs
 
 # %% ../nbs/11_results.ipynb #9109f3b4
@@ -415,7 +416,7 @@ def sweep_command(runs # as from `load_runs`
     words += ["--seeds", seeds if "," in seeds else f"{seeds},"]
     if plugins: words += ["--plugins", *plugins]
     if aim := knobs.pop("equal_parameters", None):
-        knobs.pop("hidden_size") # the sweep chooses it again
+        knobs.pop("hidden_size", None) # the sweep chooses it again
         words += ["--equal_parameters", str(aim)]
     if "stopped" in runs and len(halved := runs.stopped.dropna()): words += ["--halving", str(halved.iloc[0]["factor"])]
     if knobs: words += ["--set", *format_settings(knobs)]
@@ -906,6 +907,7 @@ def render(study=None,    # folder of a study; or
     if compare: name, other = f"{name}-{Path(compare).resolve().name}", local_path(compare)
     title, out = title or (f"Studies {Path(source).resolve().name} and {Path(compare).resolve().name}" if compare else f"Study {name}"), Path(out or f"reports/{name}.html")
     if out.suffix != ".html": raise ValueError(f"--out {str(out)!r}: must end in .html")
+    if (beside := out.with_suffix(".ipynb")).exists() and "papermill" not in read_object(beside).get("metadata", {}): raise ValueError(f"--out {str(out)!r}: {beside.name} beside it is no executed report and would be lost; take another name")
     runs = add_flops(load_runs(source) if study else read_wandb_csv(source))
     record = study_record(runs, title) if not compare else comparison_record(runs, load_runs(other), title)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -978,6 +980,7 @@ def render_notebook(path, # of a report notebook
     from nbdev.clean import clean_nb
     path = Path(path)
     if not path.is_file(): raise ValueError(f"notebook {str(path)!r}: no such file")
+    if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(path, 4).cells): raise ValueError(f"notebook {str(path)!r}: is run with parameters (give a study's folder, with --template for a template of your own)")
     nb = run_template(str(path), executed := path.with_name(f".{path.name}"), {}, progress, cwd=str(path.parent))
     executed.unlink() # it has served; one with an error is left, to be looked into
     clean_nb(nb)

@@ -140,6 +140,7 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
                recipes=None,  # instead of patterns: complete configurations, see the recipes notebook
                debug=False,   # shrink each run to less than a minute
                equal_parameters=None, # of each model, as nearly as its width allows
+               bars=False,    # show how far a corpus is prepared, if that must be
                **knobs        # settings that all runs share
               ) -> list:      # of dict(name, pattern, seed, path, planned, state, config, knobs)
     "The runs of a sweep in the order they will start; `ValueError` if anything about them is wrong."
@@ -159,7 +160,7 @@ def plan_sweep(study,         # name of the study, a folder of `runs`
         models = {label: debug_settings(settings) | knobs for label, settings in models.items()}
     if equal_parameters is not None:
         if "hidden_size" in knobs: raise ValueError(f"hidden_size {knobs['hidden_size']!r}: with equal_parameters each pattern gets its own; leave one of the two out")
-        models = {label: settings | dict(hidden_size=equal_width(settings, equal_parameters)) for label, settings in models.items()}
+        models = {label: settings | dict(hidden_size=equal_width(settings, equal_parameters, bars)) for label, settings in models.items()}
     plan = [plan_run(Path(runs)/study/f"{label}-s{s}", s, settings) for s in parse_seeds(seeds) for label, settings in models.items()]
     for r in plan[:len(models)]: check_buildable(r["config"][0])
     return plan
@@ -194,28 +195,33 @@ def check_buildable(model_config):
 
 # %% ../nbs/10_sweep.ipynb #5d07b3a4
 def equal_width(settings: dict, # of a run, without its width
-                parameters: int # the model is to have
+                parameters: int, # the model is to have
+                progress=False # show the bars of preparing the corpus, whose vocabulary counts
                ) -> int: # hidden_size
     "The width at which the model of `settings` comes closest to a number of parameters."
     from bisect import bisect_left
     from hybrid_nb.cost import number_of_parameters
     from hybrid_nb.data import load_data
+    from hybrid_nb.model import HybridConfig
     from hybrid_nb.train import split_knobs
-    first, data, _ = split_knobs(**{k: v for k, v in settings.items() if k != "hidden_size"})
-    words, step = load_data(data, progress=False).vocab_size, 2 * getattr(first, "num_attention_heads", 4)
-    def model(width): return split_knobs(**settings | dict(hidden_size=width))[0]
+    def no(why): raise ValueError(f"equal_parameters {parameters!r}: {why}")
+    if not isinstance(parameters, int): no("must be a whole number")
+    if settings.get("family", "hybrid") != "hybrid": no("only models with a pattern have a width to choose")
+    def configs(width): return split_knobs(**settings | dict(hidden_size=width))
     def possible(width):
-        try: return bool(model(width))
+        try: return bool(configs(width))
         except ValueError: return False
+    step = 2 * settings.get("num_attention_heads", HybridConfig.num_attention_heads)
+    widths = list(filter(possible, range(step, 16_385, step)))
+    model, data, _ = configs(widths[0] if widths else step) # which says why there are none
+    words = load_data(data, progress=progress).vocab_size
     def size(width):
-        config = model(width)
+        config = configs(width)[0]
         config.vocab_size = words # as the trainer sets it
         return number_of_parameters(config)
-    widths = sorted({*filter(possible, range(step, 16*first.hidden_size + 1, step)), first.hidden_size})
     at = bisect_left(widths, parameters, key=size)
-    if not 0 < at < len(widths):
-        raise ValueError(f"equal_parameters {parameters!r}: {first.pattern} can have {size(widths[0]):,} (width {widths[0]}) to {size(widths[-1]):,} (width {widths[-1]})")
-    return min(widths[at - 1:at + 1], key=lambda w: abs(size(w) - parameters))
+    if at == len(widths) or parameters < size(widths[0]): no(f"{model.pattern} can have {size(widths[0]):,} (width {widths[0]}) to {size(widths[-1]):,} (width {widths[-1]})")
+    return min(widths[max(0, at - 1):at + 1], key=lambda w: abs(size(w) - parameters))
 
 # %% ../nbs/10_sweep.ipynb #e3a3c5e2
 ELSEWHERE = 75  # exit code of a worker that found the run locked
@@ -512,7 +518,7 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     "Train every pattern with every seed. What is finished is kept, what was interrupted goes on."
     from hybrid_nb.data import load_data
     from hybrid_nb.train import warn_patience
-    knobs = studies.get(study, {}) | knobs
+    knobs = {k: v for k, v in studies.get(study, {}).items() if k != "hidden_size" or equal_parameters is None} | knobs
     preset = {k: knobs.pop(k, None) for k in ("patterns", "seeds")}
     if recipes:
         from hybrid_nb.recipes import recipe_group
@@ -520,7 +526,7 @@ def sweep(study="quick",   # name of the study, a folder of `runs`; a preset if 
     else: patterns = patterns or preset["patterns"]
     seeds = seeds if seeds is not None else preset["seeds"] or 2
     template = template_path("train.ipynb", template)
-    plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, equal_parameters, **knobs)
+    plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, equal_parameters, progress, **knobs)
     n = sum(r["state"]["status"] != "finished" for r in plan)
     ladder = check_halving(plan, halving) if halving is not None else []
     cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)

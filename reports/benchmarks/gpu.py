@@ -21,7 +21,7 @@ from hybrid_nb.scan import selective_scan, selective_scan_ref, has_gpu_kernel
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", required=True)
 parser.add_argument("--cache")
-parser.add_argument("--steps", type=int, default=300)
+parser.add_argument("--steps", type=int, help="of training (default 300) and of study (default: the recipe's)")
 parser.add_argument("--device", default="cuda")
 parser.add_argument("--recipes", nargs="+", default=["base", "base-mamba"], help="groups of recipes, or single ones, for study")
 parser.add_argument("--set", type=json.loads, default={}, help="settings of all runs of study, as JSON")
@@ -200,7 +200,7 @@ def training():
     rows, folder = [], Path(tempfile.mkdtemp())
     data = DataConfig(corpus="world", max_documents=4000, vocab_size=1024, length=256, cache_dir=args.cache)
     def run(name, on_step=None, **kw):
-        cfg = dict(steps=args.steps, batch_size=32, learning_rate=2e-3, eval_every=100, eval_batches=10, checkpoint_every=100, save_best=False, recall_documents=50) | kw
+        cfg = dict(steps=args.steps or 300, batch_size=32, learning_rate=2e-3, eval_every=100, eval_batches=10, checkpoint_every=100, save_best=False, recall_documents=50) | kw
         return train(HybridConfig(pattern="AMAM", hidden_size=128, num_attention_heads=4, dropout=0.1), data, TrainConfig(**cfg), folder/name, progress=False, on_step=on_step)
     for precision in "fp32", "bf16", "fp16":
         s = run(precision, precision=precision)
@@ -208,7 +208,7 @@ def training():
         check(f"loss in {precision} away from fp32", abs(s["final_val_loss"] - rows[0]["final_val_loss"]), 0.15)
     class Stop(Exception): pass
     def stop(trainer):
-        if trainer.state.step == args.steps // 2 + 7: raise Stop
+        if trainer.state.step == (args.steps or 300) // 2 + 7: raise Stop
     try: run("resumed", stop, precision="bf16")
     except Stop: pass
     resumed = run("resumed", precision="bf16")
@@ -247,7 +247,8 @@ def study():
     from hybrid_nb.train import train_run
     rows, folder = report.setdefault("study", []), Path(tempfile.mkdtemp())
     for r in [r for name in args.recipes for r in recipe_group(name)]:
-        try: s = train_run(recipe=r.name, name="run", study=r.name.replace("/", "-"), runs=folder, progress=False, **dict(steps=args.steps, cache_dir=args.cache, save_best=False, checkpoint_every=0) | args.set)
+        try: s = train_run(recipe=r.name, name="run", study=r.name.replace("/", "-"), runs=folder, progress=False, **dict(cache_dir=args.cache, save_best=False, checkpoint_every=0) | (dict(steps=args.steps) if args.steps else {}) | (dict(device="cpu") if args.device == "cpu" else {}) | args.set)
+        except ValueError as e: report["failed"].append(f"study {r.name}: {e}"); continue
         except Exception: report["failed"].append(f"study {r.name}: {traceback.format_exc()}"); continue
         run = folder/r.name.replace("/", "-")/"run"
         metrics = [json.loads(line) for line in (run/"metrics.jsonl").read_text().splitlines()]
@@ -256,6 +257,7 @@ def study():
             sums = {k: np.bincount(document, z[k]).round(3).tolist() for k in ("tokens", "nats")}
         rows.append(dict(recipe=r.name, summary=s, curve=[[m["step"], m["val_loss"]] for m in metrics if "val_loss" in m], documents=dict(number=numbers.tolist()) | sums))
         save_json(report, args.out)
+        shutil.rmtree(run) # its checkpoint is large
         print(r.name, f"{s['final_val_loss']:.4f} nats, {s['tokens_per_second']:,.0f} tokens/s, {s['runtime_seconds']:.0f} s", flush=True)
     shutil.rmtree(folder)
     return rows
