@@ -132,7 +132,7 @@ def document_variance(patterns: list, nats, tokens) -> float: # nats², times to
     def variance(d): return ((d - tokens * d.sum() / tokens.sum())**2).sum() / tokens.sum()**2 * len(d) / max(1, len(d) - 1) # of a ratio (Cochran 1977, eq. 2.46)
     return float(np.mean([variance(x - y) for x, y in combinations(mean, 2)])) * tokens.sum()
 
-measured = dict(sd_seed=0.010, document_variance=3.2, source="books-small, 5 patterns × 2 seeds; 0.002 to 0.06 in this repository's studies")
+measured = dict(sd_seed=0.010, document_variance=3.2, source="books-small, 5 patterns × 2 seeds; 0.003 to 0.06 in this repository's studies")
 
 # %% ../nbs/09a_stats.ipynb #ccafbafc
 class Power:
