@@ -611,10 +611,10 @@ class ChatPanel:
         if not len(found): raise ValueError(f"folder {str(folder)!r}: no intact checkpoint in it")
         self.options, self.models, self.thread, self.stopping = options, {}, None, threading.Event()
         names, best = [(label(r), r.path) for r in found.itertuples()], str(best_checkpoint(folder))
-        wide = dict(layout=w.Layout(width="98%"), style=dict(description_width="90px"))
+        name = dict(style=dict(description_width="90px"))
+        wide = name | dict(layout=w.Layout(width="98%"))
         self.prompt = w.Textarea(prompt, description="prompt", rows=3, **wide)
         self.chosen = [w.Dropdown(options=names, value=best, description="checkpoint", **wide), w.Dropdown(options=[("none", "")] + names, value="", description="beside it", **wide)] # None would show as an empty field
-        name = dict(style=dict(description_width="90px"))
         self.temperature = w.FloatSlider(sampling.temperature, min=0, max=2, step=.05, description="temperature", **name)
         self.top_p = w.FloatSlider(sampling.top_p, min=.05, max=1, step=.05, description="top_p", **name)
         self.top_k = w.IntSlider(sampling.top_k, min=0, max=200, description="top_k", **name)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wandb_columns', 'palette', 'metric_names', 'page', 'script', 'exports', 'load_config', 'flat', 'load_run',
-           'load_runs', 'tell_apart', 'load_metrics', 'read_wandb_csv', 'study_comparison', 'add_flops',
+           'load_runs', 'tell_apart', 'bare_pattern', 'load_metrics', 'read_wandb_csv', 'study_comparison', 'add_flops',
            'failed_audits', 'summary_table', 'difference', 'format_table', 'format_count', 'flop_unit', 'format_flops',
            'format_seconds', 'study_settings', 'answer', 'report_card', 'budget_verdict', 'equal_budgets',
            'size_classes', 'caveats', 'local_path', 'run_parameters', 'recipe_of', 'sweep_command', 'pattern_styles',
@@ -71,10 +71,11 @@ def load_runs(study_dir # folder of a study, such as "runs/quick"
 
 def tell_apart(runs) -> pd.DataFrame:
     "Where one pattern was trained with different settings under different names, these are no seeds of it: what the names say more goes behind the pattern, `AAAAAAAA (base)`."
-    from hybrid_nb.train import harmless
     if "pattern" not in runs: return runs
     labels = runs.path.map(lambda p: label_of(Path(p).name))
-    def settings(path): return json.dumps({k: v for k, v in flat(load_config(path)).items() if k.startswith(("model.", "data.", "train.")) and k.split(".")[-1] not in harmless | {"seed", "stop_at"}}, sort_keys=True)
+    def settings(path):
+        from hybrid_nb.train import harmless # takes seconds, and few studies come here
+        return json.dumps({k: v for k, v in flat(load_config(path)).items() if k.startswith(("model.", "data.", "train.")) and k.split(".")[-1] not in harmless | {"seed", "stop_at"}}, sort_keys=True)
     for pattern, g in runs.groupby("pattern"):
         names = labels[g.index].unique().tolist()
         if len(names) < 2 or (made := g.path.map(settings)).nunique() < 2: continue
@@ -82,6 +83,8 @@ def tell_apart(runs) -> pd.DataFrame:
         common = len(tail) - at.start() if (at := re.search("[-_]", tail)) else 0 # whole words
         for _, same in g.groupby(made): runs.loc[same.index, "pattern"] = f"{pattern} ({', '.join(dict.fromkeys(n[:len(n) - common] or n for n in labels[same.index]))})"
     return runs
+
+def bare_pattern(pattern): return pattern.split(" ")[0] # without what `tell_apart` put behind it
 
 # %% ../nbs/11_results.ipynb #9109f3b4
 def load_metrics(run # folder of the run
@@ -212,8 +215,8 @@ def summary_table(runs # as from `load_runs` or `read_wandb_csv`
     for stat in ("std", "min", "max"): table[f"final_val_loss_{stat}"] = getattr(groups.final_val_loss, stat)()
     if "floor_bits_per_byte" in table: table["above_floor"] = table.bits_per_byte - table.floor_bits_per_byte
     table.insert(0, "seeds", groups.size())
-    table.insert(0, "layers", [len(p.split(" ")[0]) for p in table.index])
-    if "name" in done and not done.name.str.startswith(tuple(p.split(" ")[0] for p in done.pattern)).all():  # names that say more than the pattern
+    table.insert(0, "layers", [len(bare_pattern(p)) for p in table.index])
+    if "name" in done and not done.name.str.startswith(tuple(map(bare_pattern, done.pattern))).all():  # names that say more than the pattern
         table.insert(0, "name", groups.name.agg(lambda names: ", ".join(dict.fromkeys(label_of(n) for n in names))))
     table, c = table.sort_values("final_val_loss"), study_comparison(runs)
     table["group"], table["ties"] = [c.letters.get(p, "") for p in table.index], [c.ties(p) for p in table.index]
@@ -412,7 +415,7 @@ def sweep_command(runs # as from `load_runs`
     if all(found):
         words += ["--recipe-group", *dict.fromkeys(r.name for r in found)]
         knobs = {k: v for k, v in knobs.items() if v != found[0].settings.get(k)}
-    else: words += ["--patterns", *dict.fromkeys(p.split(" ")[0] for p in runs.pattern.dropna())]
+    else: words += ["--patterns", *dict.fromkeys(map(bare_pattern, runs.pattern.dropna()))]
     words += ["--seeds", seeds if "," in seeds else f"{seeds},"]
     if plugins: words += ["--plugins", *plugins]
     if aim := knobs.pop("equal_parameters", None):

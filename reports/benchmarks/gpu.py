@@ -252,7 +252,7 @@ def study():
         except Exception: report["failed"].append(f"study {r.name}: {traceback.format_exc()}"); continue
         run = folder/r.name.replace("/", "-")/"run"
         metrics = [json.loads(line) for line in (run/"metrics.jsonl").read_text().splitlines()]
-        with np.load(run/"val_windows.npz") as z:
+        with np.load(run/"val_windows.npz") as z: # as stats.read_documents does it, which needs pandas
             numbers, document = np.unique(z["document"], return_inverse=True)
             sums = {k: np.bincount(document, z[k]).round(3).tolist() for k in ("tokens", "nats")}
         rows.append(dict(recipe=r.name, summary=s, curve=[[m["step"], m["val_loss"]] for m in metrics if "val_loss" in m], documents=dict(number=numbers.tolist()) | sums))
