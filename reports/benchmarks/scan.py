@@ -2,20 +2,23 @@
 
     python reports/benchmarks/scan.py [--threads 2] [--repeat 7] [--quick] [--slow]
 
-Prints tables and writes scan-cpu.json beside this file; scan.ipynb draws it. Peers: the Mamba layers of `transformers` with
-its `mambapy` option (and without, one token after another, if asked by --slow) and of the package `mambapy`; rows of absent
-peers are left out. Rounds go through all contestants in turn, so that a slow moment of the machine hits them alike.
+Prints tables and writes scan-cpu.json beside this file; scan.ipynb draws it. Peers: the Mamba layers of `transformers`
+with its `mambapy` option (and without, one token after another, if asked by --slow) and of the package `mambapy`; rows
+of absent peers are left out. Rounds go through all contestants in turn, so that a slow moment hits them alike.
 """
 import importlib.util, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 from fastcore.script import call_parse
 import torch, torch.nn.functional as F
 from torch import nn
-from hybrid_nb.core import environment, save_json
-from hybrid_nb.model import HybridConfig, HybridForCausalLM
-from hybrid_nb.scan import selective_scan
-from hybrid_nb.ssd import Mamba2
-from hybrid_nb.ssm import GatedConv, Mamba
+from hybrid_nb.core.runs import environment
+from hybrid_nb.core.files import save_json
+from hybrid_nb.models.config import HybridConfig
+from hybrid_nb.models.modeling import HybridForCausalLM
+from hybrid_nb.mixers.scan import selective_scan
+from hybrid_nb.mixers.mamba2 import Mamba2
+from hybrid_nb.mixers.gated_conv import GatedConv
+from hybrid_nb.mixers.mamba import Mamba
 
 WIDTH, STATE = 384, 16
 OUT = Path(__file__).with_name("scan-cpu.json")
@@ -53,7 +56,8 @@ def mambapy_block():
 def transformers_mamba2():
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-    config = Mamba2Config(hidden_size=WIDTH, state_size=64, head_dim=64, num_heads=2*WIDTH//64, n_groups=1, chunk_size=64, num_hidden_layers=1)
+    config = Mamba2Config(hidden_size=WIDTH, state_size=64, head_dim=64, num_heads=2*WIDTH//64, n_groups=1,
+                          chunk_size=64, num_hidden_layers=1)
     return Mamba2Mixer(config, layer_idx=0)
 
 
@@ -110,12 +114,13 @@ def time_lengths(layers, lengths, most=2.):
 
 
 class PeerModel(nn.Module):
-    "`AMAMAMAM` of the base study from the parts of transformers: Llama attention, Mamba with `mambapy`, all logits at once."
+    "`AMAMAMAM` of the base study from transformers' parts: Llama attention, Mamba with `mambapy`, all logits at once."
     def __init__(self, c):
         super().__init__()
         from transformers import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
-        attention = LlamaConfig(hidden_size=c.hidden_size, num_attention_heads=c.num_attention_heads, attn_implementation="sdpa")
+        attention = LlamaConfig(hidden_size=c.hidden_size, num_attention_heads=c.num_attention_heads,
+                                attn_implementation="sdpa")
         self.rope, self.embed = LlamaRotaryEmbedding(attention), nn.Embedding(c.vocab_size, c.hidden_size)
         make = dict(A=lambda i: LlamaAttention(attention, i), M=lambda i: transformers_mamba(use_mambapy=True))
         self.mixers = nn.ModuleList([make[letter](i) for i, letter in enumerate(c.pattern)])
@@ -179,7 +184,7 @@ def time_decoding(contexts=(16, 512, 4096), tokens=64):
 
 
 def peak_bytes():
-    "The most memory this process has held. (Linux passes `ru_maxrss` on from parent to child, so it is of no use there.)"
+    "The most memory this process has held. (Linux passes `ru_maxrss` on from parent to child: no use there.)"
     status = Path("/proc/self/status")
     if status.exists(): return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -200,7 +205,7 @@ def second_process():
     code = """
 import time, torch, torch._dynamo  # what any optimizer imports
 t = time.perf_counter()
-from hybrid_nb.scan_cpu import scan_cpu
+from hybrid_nb.mixers.scan_cpu import scan_cpu
 x, b = torch.ones(1, 4, 16, requires_grad=True), torch.ones(1, 4, 2)
 scan_cpu(x, x, -torch.ones(16, 2), b, b)[0].sum().backward()
 print(time.perf_counter() - t)"""
@@ -218,14 +223,18 @@ def main(threads: int = 0,  # threads of torch and of the kernels; 0: torch's ch
     if threads: torch.set_num_threads(threads)
     torch.manual_seed(0)
     start = time.time()
-    res = dict(environment=environment(), threads=torch.get_num_threads(), width=WIDTH, state=STATE, load_at_start=os.getloadavg())
+    res = dict(environment=environment(), threads=torch.get_num_threads(), width=WIDTH, state=STATE,
+               load_at_start=os.getloadavg())
     def say(text): print(f"[{time.time() - start:4.0f} s] {text}", flush=True)
     res["layer"] = time_layers(contestants(), 4, 512, repeat)
-    if slow: res["layer"] |= time_layers({"transformers, no kernels": transformers_mamba(use_mambapy=False)}, 4, 512, 1)
+    if slow:
+        without = {"transformers, no kernels": transformers_mamba(use_mambapy=False)}
+        res["layer"] |= time_layers(without, 4, 512, 1)
     say(f"one layer, 4 x 512 x {WIDTH}, forward + backward, {res['threads']} threads, median of {repeat}")
     for k, v in res["layer"].items(): print(f"  {k:24} {v['median']:8.3f} s   ({v['min']:.3f} - {v['max']:.3f})")
     res["model"] = time_models(3)
-    say("a training step of AMAMAMAM, 4 x 512 tokens: " + ", ".join(f"{k} {v['median']:.2f} s" for k, v in res["model"].items()))
+    steps = ", ".join(f"{k} {v['median']:.2f} s" for k, v in res["model"].items())
+    say(f"a training step of AMAMAMAM, 4 x 512 tokens: {steps}")
     res["scan"] = time_scan(512, repeat)
     say("bare scan, 4 x 512 x 768: " + ", ".join(f"{k} {v['median']:.4f} s" for k, v in res["scan"].items()))
     res["decoding"] = time_decoding()
@@ -234,8 +243,10 @@ def main(threads: int = 0,  # threads of torch and of the kernels; 0: torch's ch
     say(f"kernels ready in a second process after {res['second_process']:.2f} s")
     if not quick:
         res["length"] = time_lengths(contestants(), (512, 1024, 2048, 4096, 8192, 16384))
-        for k, v in res["length"].items(): say(f"{k:24} by length: " + ", ".join(f"{n}: {t['median']:.3f} s" for n, t in v.items()))
+        for k, v in res["length"].items():
+            say(f"{k:24} by length: " + ", ".join(f"{n}: {t['median']:.3f} s" for n, t in v.items()))
         res["peak_memory"] = {k: {n: peak_memory(k, n) for n in (1024, 2048, 4096, 8192)} for k in contestants()}
-        for k, v in res["peak_memory"].items(): say(f"{k:24} peak memory: " + ", ".join(f"{n}: {b/2**20:.0f} MB" for n, b in v.items()))
+        for k, v in res["peak_memory"].items():
+            say(f"{k:24} peak memory: " + ", ".join(f"{n}: {b/2**20:.0f} MB" for n, b in v.items()))
     res["seconds"] = time.time() - start
     save_json(res, out)

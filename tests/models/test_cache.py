@@ -1,0 +1,148 @@
+"Generation with a cache is generation without one, and windows that hand their state on are one long window."
+import pytest, torch
+from hybrid_nb.models.cache import WindowState
+from hybrid_nb.models.config import HybridConfig
+from hybrid_nb.models.modeling import HybridForCausalLM
+from hybrid_nb.models.registry import mixers, register
+from hybrid_nb.core.patterns import blocks
+
+# random weights that do not just repeat a token
+LIVELY = dict(vocab_size=100, hidden_size=32, num_attention_heads=4, state_size=4, ssd_state_size=8, ssd_head_dim=16,
+              ssd_groups=2, dropout=0., q_lora_rank=12, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=6,
+              sliding_window=7, initializer_range=0.3, tie_word_embeddings=False, scale_embedding=False)
+YARN = dict(rope_type="yarn", rope_factor=4., rope_original_length=8)
+CASES = [("AMAM", {}), ("M2", {}), ("S2", {}), ("GAMSWFL", {}), ("W2", {}), ("L2", {}),
+         ("LMA", dict(qk_nope_head_dim=0, attention_bias=True)), ("LAW", YARN)]
+
+
+def lively(pattern, **settings):
+    torch.manual_seed(0)
+    return HybridForCausalLM(HybridConfig(pattern=pattern, **(LIVELY | settings))).eval()
+
+def random_ids(length=30):
+    "Two texts; 0 is padding."
+    return torch.randint(1, 100, (2, length), generator=torch.Generator().manual_seed(1))
+
+def generate(m, ids, **kw): return m.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, **kw)
+
+
+@pytest.mark.parametrize("pattern", ["AMAM", "M2", "S2", "A2", "G2", "GAMSWFL", "W2", "F", "L2", "(LF)2"])
+def test_cached_generation_is_uncached_generation(pattern):
+    m, prompt = lively(pattern), random_ids(9)
+    assert torch.equal(generate(m, prompt), generate(m, prompt, use_cache=False))
+    assert torch.equal(generate(m, prompt, num_beams=3), generate(m, prompt, num_beams=3, use_cache=False))
+    assert len(generate(m, prompt)[0, 9:].unique()) > 2
+    if set(pattern) & set("AMSL"): # which see beyond the last few tokens
+        assert not torch.equal(generate(m, prompt)[:, 9:], generate(m, prompt[:, 4:])[:, 5:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern, settings", CASES)
+def test_several_tokens_at_once_continue_a_cache(pattern, settings):
+    m, ids = lively(pattern, **settings), random_ids()
+    full, cache, at = m(ids).logits, None, 0
+    for n in 11, 1, 6, 12:
+        out = m(ids[:, at:at+n], past_key_values=cache, use_cache=True)
+        torch.testing.assert_close(out.logits, full[:, at:at+n], atol=1e-4, rtol=0)
+        cache, at = out.past_key_values, at + n
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern, settings", CASES)
+def test_left_padding_changes_nothing(pattern, settings):
+    m, ids = lively(pattern, **settings), random_ids()
+    padded = torch.cat([torch.zeros(2, 5, dtype=torch.long), ids], 1)
+    mask = torch.cat([torch.zeros(2, 5), torch.ones(2, 30)], 1).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = m(padded, attention_mask=mask, position_ids=positions).logits
+    torch.testing.assert_close(logits[:, 5:], m(ids).logits, atol=1e-4, rtol=0)
+    assert torch.equal(generate(m, padded, attention_mask=mask)[:, 35:], generate(m, ids)[:, 30:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", ["AMAM", "M2", "S2", "GAMSWFL", "L2"])
+def test_a_cache_is_kept_and_continued(pattern):
+    "By a second call of `generate` too."
+    m, ids = lively(pattern), random_ids()
+    kept = m(ids[:, :20], use_cache=True).past_key_values
+    assert kept.get_seq_length() == 20
+    assert torch.equal(generate(m, ids, past_key_values=kept), generate(m, ids))
+    kept.reset()
+    assert kept.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("pattern", ["AMAM", "M2", "S2", "GAMSWFL", "W2", "L2"])
+def test_a_draft_changes_no_token(pattern):
+    "Assisted generation, in which tokens are taken back, writes what plain generation does."
+    m, ids = lively(pattern), random_ids(9)[:1]
+    want = generate(m, ids)
+    torch.manual_seed(3)
+    draft = HybridForCausalLM(HybridConfig(pattern="AM", **LIVELY)).eval()
+    assert torch.equal(generate(m, ids, assistant_model=draft), want)
+    assert torch.equal(generate(m, ids, prompt_lookup_num_tokens=3), want)
+
+
+def in_windows(m, ids, sizes):
+    "Logits window by window, and the state after the last."
+    left, logits = {}, []
+    for x in ids.split(sizes, 1):
+        window = WindowState(left)
+        h = m.model(x, past_key_values=window, use_cache=False).last_hidden_state
+        logits.append(m.lm_head(h))
+        left = window.left
+    return torch.cat(logits, 1), left
+
+def apart(m, ids, size):
+    "Logits of windows that know nothing of each other."
+    return torch.cat([m.lm_head(m.model(x).last_hidden_state) for x in ids.split(size, 1)], 1)
+
+
+@pytest.mark.parametrize("sizes", [[15, 15], [2, 1, 20, 7]], ids=["even", "shorter than the convolution"])
+@pytest.mark.parametrize("pattern", ["M2", "S2", "MSGF", "G2"])
+def test_windows_are_one_long_window(pattern, sizes):
+    m, ids = lively(pattern).train(), random_ids()
+    got, left = in_windows(m, ids, sizes)
+    torch.testing.assert_close(got, m.lm_head(m.model(ids).last_hidden_state), atol=1e-4, rtol=0)
+    assert left and not any(v.requires_grad for v in left.values())
+
+
+@pytest.mark.parametrize("pattern", ["M2", "S2", "MSGF", "G2"])
+def test_a_windows_gradient_ends_at_its_first_token(pattern):
+    m, ids = lively(pattern).train(), random_ids()
+    x = m.model.embed_tokens(ids).detach().requires_grad_()
+    first, second = WindowState(), WindowState()
+    m.model(inputs_embeds=x[:, :15], past_key_values=first, use_cache=False)
+    second.kept = first.left
+    h = m.model(inputs_embeds=x[:, 15:], past_key_values=second, use_cache=False).last_hidden_state
+    reach = torch.autograd.grad(h.square().sum(), x)[0].abs().sum((0, 2))
+    assert (reach[:15] == 0).all() and (reach[15:] > 0).all()
+
+
+@torch.no_grad()
+def test_attention_sees_its_window_only():
+    m, ids = lively("AW").train(), random_ids()
+    logits, left = in_windows(m, ids, [15, 15])
+    torch.testing.assert_close(logits, apart(m, ids, [15, 15]), atol=1e-5, rtol=0)
+    assert left == {}
+    m = lively("AM").train() # and a recurrent block carries what it found further
+    assert (in_windows(m, ids, [15, 15])[0] - apart(m, ids, [15, 15]))[:, 15:].abs().max() > .01
+
+
+@torch.no_grad()
+def test_a_letter_without_a_cache_is_generated_without_one():
+    class RunningMean(torch.nn.Module):
+        def __init__(self, config, layer_idx):
+            super().__init__()
+            self.out = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        def forward(self, x, **context):
+            return self.out(x.cumsum(1) / torch.arange(1, x.shape[1]+1, device=x.device)[:, None])
+    register("X", "running mean")(RunningMean)
+    try:
+        m, ids = lively("(XM)2"), random_ids()
+        assert m.config.use_cache is False and m(ids).past_key_values is None
+        want = ids[:, :9]
+        for _ in range(12): want = torch.cat([want, m(want).logits[:, -1:].argmax(-1)], 1)
+        assert torch.equal(generate(m, ids[:, :9]), want)
+        with pytest.raises(ValueError, match="X keeps no state"): m(ids, use_cache=True)
+    finally: del mixers["X"], blocks["X"]
+    with pytest.raises(ValueError, match="unknown block 'X'"): HybridConfig(pattern="XM")
