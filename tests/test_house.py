@@ -18,7 +18,8 @@ heavy = set("""IPython accelerate datasets fsspec ipywidgets matplotlib nbconver
     transformers triton wandb zstandard""".split()) # or optional; `resource` is missing on Windows
 modules = {f"{p.parent.name}.{p.stem}": ast.parse(p.read_text(encoding="utf-8"))
            for p in sorted((root/"hybrid_nb").glob("*/*.py")) if p.name != "__init__.py"}
-notebooks = [p for folder in ("nbs", "reports") for p in sorted((root/folder).rglob("[!.]*.ipynb"))]
+notebooks = [p for folder in ("nbs", "reports") for p in sorted((root/folder).rglob("[!.]*.ipynb"))
+             if ".ipynb_checkpoints" not in p.parts] # of JupyterLab
 
 
 def nodes(tree, *kinds): return [n for n in ast.walk(tree) if isinstance(n, kinds)]

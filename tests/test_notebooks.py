@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).parent.parent
 tools = Path(sys.executable).parent
 templates = [root/"reports"/f"{name}.ipynb" for name in ("train", "results", "compare")]
-notebooks = sorted((root/"nbs").rglob("[!.]*.ipynb")) + templates
+notebooks = sorted(p for p in (root/"nbs").rglob("[!.]*.ipynb") if ".ipynb_checkpoints" not in p.parts) + templates
 pages = [root/f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")] + notebooks
 pages += [*(root/"nbs"/"guides").glob("*.md"), *(root/"reports"/"studies").glob("[!.]*.ipynb")]
 junk = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*.ipynb")
