@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from hybrid_nb.core.files import read_json
 from hybrid_nb.core.runs import list_checkpoints
 from hybrid_nb.data.chat_template import conversation, render_chat, TEMPLATE, user_turn
 from hybrid_nb.data.corpora import DataConfig, resolve_corpus
@@ -42,9 +43,7 @@ def forks(lab):
     yield server
     server.close()
 
-
 def base(family): return str(list_checkpoints(Path("runs")/"base"/family)[-1])
-def read_json(path): return json.loads(Path(path).read_text())
 def metrics(run):
     rows = map(json.loads, (run/"metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
