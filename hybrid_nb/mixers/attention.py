@@ -120,6 +120,8 @@ def forward(self: Attention,
         if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
         q, k = (rotate(t, position_ids, self.rope_theta, self.scaling) for t in (q, k))
     if cache is not None: k, v = cache.update(k, v, self.layer_idx)
+    if self.window: # a recording cache may hold what no token here sees
+        k, v = (t[:, :, -(self.window - 1 + x.shape[1]):] for t in (k, v))
     y = self.mix(q, k, v, attention_mask)
     return self.o_proj(y.transpose(1, 2).flatten(2))
 

@@ -120,6 +120,14 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 @patch
+def _read(self: Generator, ids: Tensor, cache) -> None:
+    "Read what `cache` has not seen of one prompt, up to its last chunk."
+    seen = None if cache is None else cache.get_seq_length()
+    while cache is not None and ids.shape[1] - seen > self.chunk:
+        self.model(input_ids=ids[:, seen:seen+self.chunk], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        seen += self.chunk
+
+@patch
 @torch.no_grad()
 def _run(self: Generator, prompts: list[list[int]], s: Sampling, seeds, streamer=None, stopped=None, draft=None,
          **kwargs): # rows of new tokens, cache
@@ -137,7 +145,8 @@ def _run(self: Generator, prompts: list[list[int]], s: Sampling, seeds, streamer
                     stopping_criteria=StoppingCriteriaList([_Stop(stopped)] if stopped else []),
                     streamer=streamer, return_dict_in_generate=True)
     if cached: settings |= dict(past_key_values=cache)
-    if cached and width > self.chunk: settings |= dict(prefill_chunk_size=self.chunk)
+    if alone: self._read(ids, cache)
+    elif cached and width > self.chunk: settings |= dict(prefill_chunk_size=self.chunk)
     if s.stop: settings |= dict(stop_strings=list(s.stop), tokenizer=self.tokenizer)
     if isinstance(draft, int): settings |= dict(prompt_lookup_num_tokens=draft)
     elif draft is not None: settings |= dict(assistant_model=draft.model if isinstance(draft, Generator) else draft)

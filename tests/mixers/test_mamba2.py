@@ -2,7 +2,7 @@
 import pytest, torch
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-from helpers.mixers import python
+from helpers.mixers import need_grouped_norm, python
 from hybrid_nb.mixers import mamba2, ssd
 from hybrid_nb.mixers.mamba2 import GatedRMSNorm, Mamba2
 
@@ -47,6 +47,7 @@ def test_gradient_checkpointing(form):
 @pytest.mark.parametrize("groups, chunk, bias, conv_bias", [
     (1, 64, False, True), (2, 7, False, True), (4, 16, True, False)])
 def test_same_as_transformers(groups, chunk, bias, conv_bias, form):
+    need_grouped_norm(groups)
     torch.manual_seed(groups)
     c = Mamba2Config(hidden_size=24, state_size=6, head_dim=12, num_heads=4, n_groups=groups, chunk_size=10,
                      num_hidden_layers=1, use_bias=bias, use_conv_bias=conv_bias)

@@ -3,6 +3,7 @@ import pytest, torch
 from transformers import (
     LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig,
     MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+from helpers.mixers import need_grouped_norm
 from hybrid_nb.models.config import HybridConfig
 from hybrid_nb.models.context_config import ContextConfig
 from hybrid_nb.models.context_vector import ContextForCausalLM
@@ -56,11 +57,6 @@ def ours_of(pattern, **settings):
 
 @torch.no_grad()
 def logits(m): return m(torch.randint(1, 100, (2, 40), generator=torch.Generator().manual_seed(1))).logits
-
-def need_grouped_norm(n_groups):
-    "transformers 5.17 normalises all groups of a Mamba-2 at once, which later ones have mended."
-    grouped = hasattr(peer("mamba2").backbone.layers[0].mixer.norm, "group_size")
-    if n_groups > 1 and not grouped: pytest.skip("this transformers takes the norm of a Mamba-2 over all groups")
 
 def apart(a, b): return ((a - b).abs().max() / b.abs().max()).item()
 
