@@ -27,13 +27,13 @@ def corpus_source(c: Corpus,
     key = corpus_key(c)
     files = key.pop("files")
     if not published_split(c): del key["max_documents"]
-    if joins_rows(c) or not c.streaming: files = [files]   # documents do not end where files do
+    if joins_rows(c): files = [files]   # documents do not end where files do
     return dict(key=digest([key, tokenizer_key(tok), shard_tokens]), files=files)
 
 def common_counts(source: dict, # of the corpus `c`
                   old: dict, # from the `meta.json` of a cache
                   c: Corpus
-                 ) -> list: # of [pass, file, rows read, truncated, empty, duplicates]
+                 ) -> list: # of [pass, file, *COUNTS]
     "The files whose documents a cache shares with the corpus `c`, with their counts."
     if not old.get("source") or old["source"]["key"] != source["key"]: return []
     pairs = list(zip(source["files"], old["source"]["files"]))

@@ -236,10 +236,10 @@ def load_dialogs(cfg: DataConfig,
                  progress: bool = True # show progress bars
                 ) -> DialogData:
     "What `load_data` does for a dialog corpus."
-    dialogs = Dialogs(corpus, cfg.on_bad_line)
+    dialogs = Dialogs(corpus)
     tok = with_template(corpus_tokenizer(cfg, dialogs, rebuild, progress))
     key = digest([corpus_key(corpus), tokenizer_key(tok), tok.chat_template,
-                  cfg.length, cfg.response_share, cfg.on_bad_line])
+                  cfg.length, cfg.response_share])
     path = cache_root(cfg)/"tokens"/f"dialog-{key}"
     cached_folder(path, lambda folder: write_dialogs(folder, dialogs, tok, cfg, progress), rebuild)
     return DialogData(cfg, tok, path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 from ..core.files import save_json
-from .documents import Documents, FORMAT, published_split, START
+from .documents import COUNTS, Documents, FORMAT, published_split, START
 from .duplicates import mark_kept
 from .growth import corpus_source, find_base, known_hashes
 from .shards import RECORD, TokenWriter
@@ -21,19 +21,20 @@ from .tokenizer_pool import tokenize_parts
 
 # %% ../../nbs/04_data/20_preparation.ipynb #eb008b1c
 def _count_rows(by_file, rows, keep):
-    "Add the numbers of rows read, truncated, empty and left out as copies to those of their files."
+    "Add the numbers of `COUNTS` to those of their files."
     for place in np.unique(rows[["pass", "file"]]).tolist():
         here = (rows["pass"] == place[0]) & (rows["file"] == place[1])
         copies = here & ~keep & ~rows["empty"]
-        new = [here.sum(), rows["truncated"][here].sum(), rows["empty"][here].sum(), copies.sum()]
-        by_file[place] = [*place, *(int(a + b) for a, b in zip(by_file.get(place, [0]*6)[2:], new))]
+        skipped = rows["skipped"][here].sum()
+        new = [here.sum(), rows["truncated"][here].sum(), rows["empty"][here].sum() - skipped, skipped, copies.sum()]
+        by_file[place] = [*place, *(int(a + b) for a, b in zip(by_file.get(place, [0]*7)[2:], new))]
 
 # %% ../../nbs/04_data/20_preparation.ipynb #a5ebbc60
 def add_parts(train: TokenWriter,
               val: TokenWriter,
               parts: Iterable[Path], # in order
               kept: np.ndarray, # (rows of all parts,) bool: neither empty nor a copy
-              counts: list # of [pass, file, rows, truncated, empty, duplicates]; is brought up to date
+              counts: list # of [pass, file, *COUNTS]; is brought up to date
              ) -> np.ndarray: # marked spans: (n, 4) of (validation document, first token, one after the last, distance)
     "Append the kept documents of all parts to the two sides, and count by file."
     by_file, recall, at = {tuple(f[:2]): f for f in counts}, [np.zeros((0, 4), "<i8")], 0
@@ -56,8 +57,7 @@ def add_parts(train: TokenWriter,
 # %% ../../nbs/04_data/20_preparation.ipynb #ad094e7d
 def _total_counts(files):
     "The counts of all files, by name."
-    sums = np.sum([f[2:] for f in files] or [[0]*4], axis=0).tolist()
-    return dict(zip(("read", "truncated", "empty", "duplicates"), sums))
+    return dict(zip(COUNTS, np.sum([f[2:] for f in files] or [[0]*len(COUNTS)], axis=0).tolist()))
 
 def _check_both_sides(c, train, val, counts):
     if train.documents and val.documents: return
@@ -92,6 +92,7 @@ def write_tokens(folder: Path, # an empty folder
         recall = add_parts(train, val, bar, kept, files)
     finally: train.close(), val.close()
     documents.counts = _total_counts(files)
+    documents.mention_skipped()
     _check_both_sides(c, train, val, documents.counts)
     np.save(folder/"recall.npy", recall)
     save_json(dict(format=FORMAT, dtype=dtype, eos_token_id=tok.eos_token_id, counts=documents.counts, source=source,

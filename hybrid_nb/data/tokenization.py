@@ -13,7 +13,7 @@ import numpy as np
 from ..core.commands import one_line
 from ..core.files import atomic_write, digest
 from .corpora import Corpus
-from .documents import corpus_key, joins_rows, with_hash
+from .documents import corpus_key, with_hash
 from .shards import RECORD
 from .tokenizers import tokenizer_key, vocabulary_size
 
@@ -61,15 +61,13 @@ def text_blocks(documents: Iterable[dict]) -> Iterator[list]: # of documents
 
 # %% ../../nbs/04_data/16_tokenization.ipynb #61b42088
 ROW = np.dtype(RECORD.descr + [("tokens", "<i8"), ("pass", "<i8"), ("file", "<i8"),
-                               ("val", "?"), ("empty", "?"), ("truncated", "?")])
+                               ("val", "?"), ("empty", "?"), ("truncated", "?"), ("skipped", "?")])
 
 def tokenizing_job(c: Corpus,
                    tok # a tokenizer of `transformers`
                   ) -> dict: # plain values, which can be sent to another process
     "What a worker must know."
-    files = [c.val_files] * bool(c.val_files) + [c.files]
-    return dict(name=c.name, files=files if c.files and c.streaming and not joins_rows(c) else None,
-                val_fraction=c.val_fraction, key=digest([corpus_key(c), tokenizer_key(tok), BLOCK_CHARS]),
+    return dict(name=c.name, val_fraction=c.val_fraction, key=digest([corpus_key(c), tokenizer_key(tok), BLOCK_CHARS]),
                 tok=getattr(tok, "backend_tokenizer", None) or tok, eos=tok.eos_token_id,
                 dtype="<u2" if vocabulary_size(tok) <= 2**16 else "<u4")
 
@@ -84,10 +82,7 @@ def _find_bad_document(job, encode, docs): # "file, row 7: what is wrong"
     "Find the document that cannot be tokenized."
     for d in docs:
         try: _document_ids(job, encode, [d])
-        except Exception as e:
-            n, file, i, row = d["place"]
-            place = f"{job['files'][n][file]}, row {i}" if job["files"] else f"document {row}"
-            return f"{place}: {one_line(e)}"
+        except Exception as e: return f"{d['where'] or 'document {}'.format(d['place'][-1])}: {one_line(e)}"
     return f"documents {docs[0]['place'][-1]:,} to {docs[-1]['place'][-1]:,} cannot be tokenized together"
 
 def tokenize_block(job: dict, # from `tokenizing_job`
@@ -103,7 +98,7 @@ def tokenize_block(job: dict, # from `tokenizing_job`
     for i, (d, x) in enumerate(zip(hashed, ids)):
         bits = np.nan if d.get("bits") is None else d["bits"]
         rows.append((0, len(d["text"].encode()), d["row"], d["hash"], bits,
-                     len(x), *d["place"][:2], d["val"], not len(x), d["truncated"]))
+                     len(x), *d["place"][:2], d["val"], not len(x), d["truncated"], "bad" in d))
         if d["val"] and d.get("recall") and hasattr(job["tok"], "encode_batch_fast"):
             offsets = job["tok"].encode(d["text"], add_special_tokens=False).offsets
             recall += [(i, *span) for span in token_spans(d["recall"], offsets, d["text"])]

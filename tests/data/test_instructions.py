@@ -17,7 +17,7 @@ def test_from_the_cache_without_reading(chat, monkeypatch):
     "Another length or share is prepared anew."
     data = load(chat)
     def no_reading(*a, **k): raise AssertionError("the corpus was read")
-    monkeypatch.setattr(dialogs_module, "read_places", no_reading)
+    monkeypatch.setattr(dialogs_module, "read_rows", no_reading)
     assert load(chat).folder == data.folder
     for other in (dict(length=95), dict(response_share=.4), dict(val_fraction=.3), dict(on_bad_line="skip")):
         with pytest.raises(AssertionError, match="the corpus was read"): load(replace(chat, **other))

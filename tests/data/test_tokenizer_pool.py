@@ -139,7 +139,7 @@ def test_what_is_wrong_in_a_worker_is_named(fixed, tmp_path, monkeypatch, worker
     odd = lines[:150] + ['{"text": "this is ODD"}'] + lines[150:]
     Path(tmp_path/"part2.jsonl").write_text("\n".join(odd))
     with pytest.raises(ValueError) as e: load(replace(fixed, corpus="odd", files=fixed.corpus), workers=workers)
-    assert str(e.value).startswith(f"corpus 'odd': {tmp_path/'part2.jsonl'}, row 151: UnicodeEncodeError: ")
+    assert str(e.value).startswith(f"corpus 'odd': {tmp_path/'part2.jsonl'}, line 151: half a character (\\ud800)")
     assert "\n" not in str(e.value)
     Path(tmp_path/"part2.jsonl").write_text("\n".join(lines[:150] + ['{"text": "cut'] + lines[150:]))
     with pytest.raises(ValueError, match="part2.jsonl, line 151: not valid JSON"): load(fixed, workers=workers)

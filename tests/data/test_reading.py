@@ -1,0 +1,126 @@
+"Every document of the files is read as it is written there, or file and line are named, or it is skipped and counted."
+import gzip, json, unicodedata
+from dataclasses import replace
+import pandas as pd, pytest
+from hybrid_nb.data.corpora import DataConfig, resolve_corpus
+from hybrid_nb.data.documents import Documents
+from helpers.preparing import documents, load
+from helpers.texts import some_texts, write_jsonl
+
+
+def texts(**kw): return [d["text"] for d in documents(**kw)]
+
+def counts(**kw):
+    found = Documents(resolve_corpus(DataConfig(**kw)))
+    return [d["text"] for d in found], found.counts
+
+
+@pytest.mark.parametrize("a, b", [
+    (dict(), dict(source="x")), (dict(score=None), dict(score=.5)), (dict(score=1), dict(score="x")),
+    (dict(tags=["a"]), dict(tags=dict(a=1))), (dict(when="2021-03-04"), dict(when=3)), (dict(n=2**70), dict(n=-1)),
+    (dict(half="\ud83d"), dict(half=""))], ids=str)
+def test_fields_that_are_not_used_do_not_matter(tmp_path, a, b):
+    write_jsonl(tmp_path/"a.jsonl", [json.dumps(a | dict(text="The miller slept."))])
+    write_jsonl(tmp_path/"b.jsonl", [b | dict(text="It rained."), dict(text="It snowed.")])
+    assert texts(corpus=str(tmp_path/"*.jsonl")) == ["The miller slept.", "It rained.", "It snowed."]
+    if {"half", "n"} & set(a): return # not in a table
+    pd.DataFrame([a | dict(text="One.")]).to_parquet(tmp_path/"a.parquet")
+    pd.DataFrame([dict(text="Two.", other=1)]).to_parquet(tmp_path/"b.parquet")
+    assert texts(corpus=str(tmp_path/"*.parquet")) == ["One.", "Two."]
+
+
+def test_what_looks_like_a_date_is_text(tmp_path):
+    file = write_jsonl(tmp_path/"a.jsonl", [dict(date="2021-03-04", text="Rain."), dict(date="12:30:00", text="Sun.")])
+    assert texts(corpus=file, text_field="{date}: {text}") == ["2021-03-04: Rain.", "12:30:00: Sun."]
+
+
+def test_fields_of_some_rows_only(tmp_path):
+    write_jsonl(tmp_path/"a.jsonl", [dict(text="One.")])
+    write_jsonl(tmp_path/"b.jsonl", [dict(text="Two.", title="Second. "), dict(body="no text")])
+    corpus = str(tmp_path/"*.jsonl")
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: no field 'title' or 'text' \(fields present: body\)"):
+        texts(corpus=corpus, text_field="{title}{text}")
+    found, n = counts(corpus=corpus, text_field="{title}{text}", on_bad_line="skip")
+    assert found == ["One.", "Second. Two."] and n["skipped"] == 1 and n["empty"] == 0 and n["read"] == 3
+    with pytest.raises(ValueError, match="no field 'titel'"): texts(corpus=corpus, text_field="{titel}{text}")
+
+
+@pytest.mark.parametrize("name", ["[2024] texts/a.jsonl", "[a]/[b].txt", "what?.jsonl", "a*b/c.parquet", "~.txt"])
+def test_a_path_that_exists_is_that_file(tmp_path, monkeypatch, name):
+    file = tmp_path/name
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".jsonl": write_jsonl(file, [dict(text="Here.")])
+    elif file.suffix == ".txt": file.write_text("Here.")
+    else: pd.DataFrame(dict(text=["Here."])).to_parquet(file)
+    monkeypatch.chdir(tmp_path)
+    for corpus in (str(file), name): assert texts(corpus=corpus) == ["Here."]
+    assert texts(corpus=str(file.parent/f"*{file.suffix}")) == ["Here."] # a pattern in a folder that exists
+
+
+def test_half_a_character_is_named(tmp_path):
+    write_jsonl(tmp_path/"a.jsonl", [dict(text="fine")])
+    (tmp_path/"b.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text":"x \\ud83d"}\n{"text": "\\ud83d\\ude00"}\n')
+    corpus = str(tmp_path/"*.jsonl")
+    with pytest.raises(ValueError, match=r"b.jsonl, line 3: half a character \(\\ud83d\)"): texts(corpus=corpus)
+    found, n = counts(corpus=corpus, on_bad_line="skip")
+    assert found == ["fine", "a", "b", "\U0001f600"] and n["skipped"] == 1
+
+
+@pytest.mark.parametrize("end", ["jsonl", "txt", "json"])
+@pytest.mark.parametrize("on_bad_line", ["stop", "skip"])
+def test_a_file_that_is_cut_is_named(tmp_path, end, on_bad_line):
+    for k in range(3):
+        rows = [dict(text=t) for t in some_texts(40, seed=k)]
+        texts_of = "\n".join(r["text"] for r in rows)
+        raw = dict(jsonl="\n".join(map(json.dumps, rows)), txt=texts_of, json=json.dumps(rows))
+        packed = gzip.compress(raw[end].encode())
+        (tmp_path/f"{k}.{end}.gz").write_bytes(packed[:len(packed) // 2] if k == 1 else packed)
+    with pytest.raises(ValueError, match=f"corpus .*: .*1.{end}.gz: cut short"):
+        texts(corpus=str(tmp_path/f"*.{end}.gz"), on_bad_line=on_bad_line)
+
+
+def test_a_cut_parquet_file_is_named(tmp_path):
+    for k in range(3): pd.DataFrame(dict(text=some_texts(40, seed=k))).to_parquet(tmp_path/f"{k}.parquet")
+    whole = (tmp_path/"1.parquet").read_bytes()
+    for cut in (whole[:-20], whole[:len(whole) // 2], b"", whole[:60] + bytes(60) + whole[120:]):
+        (tmp_path/"1.parquet").write_bytes(cut)
+        with pytest.raises(ValueError, match="1.parquet"): texts(corpus=str(tmp_path/"*.parquet"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    for name, mark in {"a": "\ufeff", "b": ""}.items(): (tmp_path/f"{name}.txt").write_text(f"{mark}The miller slept.")
+    found, n = counts(corpus=str(tmp_path/"*.txt"))
+    assert found == ["The miller slept."] and n["duplicates"] == 1
+
+
+def test_the_form_of_an_accent_does_not_matter(tmp_path):
+    "One character or two: one document, for the split, for copies, and for the instruction of a dialog."
+    words = ["déjà vu à la crémerie", "über Äpfel und Öl", "mañana señor", "naïve façade", "한국어", "ガラス"]
+    rows = [dict(text=unicodedata.normalize(form, f"{w} {i}: {t}")) for form in ("NFC", "NFD")
+            for i, (w, t) in enumerate(zip(words * 10, some_texts(60)))]
+    found, n = counts(corpus=write_jsonl(tmp_path/"a.jsonl", rows))
+    assert n["duplicates"] == 60 and found == [r["text"] for r in rows[:60]]
+    found, _ = counts(corpus=write_jsonl(tmp_path/"b.jsonl", rows[60:]))
+    assert found == [r["text"] for r in rows[60:]] # as it is written
+
+
+def test_bad_lines_are_counted_through_the_cache(cfg, tmp_path, small_blocks):
+    "With workers, in files that are added later, and mentioned once."
+    good = [json.dumps(dict(text=t)) for t in some_texts(200)]
+    lines = [x for i, g in enumerate(good) for x in ([g, '{"text": "cut'] if i % 50 == 7 else [g])]
+    write_jsonl(tmp_path/"part0.jsonl", lines)
+    c = replace(cfg, corpus=str(tmp_path/"part*.jsonl"), on_bad_line="skip")
+    with pytest.warns(UserWarning, match="4 bad rows left out, the first: .*part0.jsonl, line 9: not valid JSON"):
+        data = load(c, workers=2)
+    assert data.stats()["skipped"] == 4 and data.stats()["read"] == 204 and data.stats()["documents"] == 200
+    clean = load(replace(cfg, corpus=write_jsonl(tmp_path/"clean.jsonl", good)))
+    assert data.train.tokens.tolist() == clean.train.tokens.tolist()
+
+
+def test_bad_lines_of_text_files(tmp_path):
+    (tmp_path/"a.txt").write_bytes(b"One.\n\nTwo.\n\ncaf\xe9\n\nThree.")
+    for unit in "line", "paragraph", "passage":
+        with pytest.raises(ValueError, match="a.txt, line 5: not valid UTF-8"):
+            texts(corpus=str(tmp_path/"a.txt"), text_unit=unit)
+        found, n = counts(corpus=str(tmp_path/"a.txt"), text_unit=unit, on_bad_line="skip")
+        assert "".join(found).replace("\n", "") == "One.Two.Three." and n["skipped"] == 1
