@@ -15,7 +15,7 @@ root = Path(__file__).parent.parent
 chapters = "core mixers models data audit training study use".split()
 heavy = set("""IPython accelerate datasets fsspec ipywidgets matplotlib nbconvert nbdev nbformat numba pandas papermill
     prompt_toolkit psutil pyarrow pygments pynvml ray resource rich safetensors tensorboard tokenizers torch
-    transformers triton wandb zstandard""".split()) # or optional; `resource` is missing on Windows
+    traitlets transformers triton wandb zstandard""".split()) # or optional; `resource` is missing on Windows
 modules = {f"{p.parent.name}.{p.stem}": ast.parse(p.read_text(encoding="utf-8"))
            for p in sorted((root/"hybrid_nb").glob("*/*.py")) if p.name != "__init__.py"}
 notebooks = [p for folder in ("nbs", "reports") for p in sorted((root/folder).rglob("[!.]*.ipynb"))

@@ -15,6 +15,7 @@ from fastcore.script import Param
 import hybrid_nb as hn
 from ..core.commands import command
 from ..core.runs import old_names
+from ..core.scripts import quit_on_interrupt
 from .fields import all_settings, Setting
 
 # %% ../../nbs/06_training/18_cli.ipynb #3da6f8ee
@@ -71,13 +72,15 @@ def hybrid_train(pattern: str = None, # one letter a block; repetition as in "(A
                  use_wandb: bool = False, # log to Weights & Biases (the same as --wandb online)
                  rebuild_cache: bool = False, # tokenise again
                  restart: bool = False, # delete what the run's folder holds and start anew
+                 extend: bool = False, # train the run of the folder to more steps, as if it had had them from the start
                  quiet: bool = False, # no progress bars
                  **settings):
     "Train one model, or continue or show a run that exists. Flags overrule what a recipe says."
     if use_wandb and settings.get("wandb", "disabled") == "disabled": settings["wandb"] = "online"
     if family != "hybrid": settings["family"] = family
-    s = hn.train_run(pattern, name, study, runs, plugins, recipe, debug, preset, resume=not restart,
-                     rebuild_cache=rebuild_cache, progress=not quiet, **settings)
+    with quit_on_interrupt("hybrid_train"): train_run = hn.train_run # it takes torch
+    s = train_run(pattern, name, study, runs, plugins, recipe, debug, preset, resume=not restart,
+                  extend=extend, rebuild_cache=rebuild_cache, progress=not quiet, **settings)
     if os.environ.get("RANK", "0") == "0": # of several processes, the first prints
         print(describe_summary(s), f"  in {Path(runs)/s['study']/s['name']}", sep="\n")
 

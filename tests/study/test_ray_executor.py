@@ -173,7 +173,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(cluster, add, tmp_path):
         assert len(family) >= 2 and run_state(run)["status"] == "running"
         os.kill(process.pid, sig)
         code, out, err = finish(process)
-        assert code == (1 if sig == signal.SIGTERM else -9)
+        assert code == (130 if sig == signal.SIGTERM else -9)
         if sig == signal.SIGTERM:
             assert err.rstrip().endswith("hybrid_sweep: interrupted") and not list(run.parent.glob(".cluster*")), err
         wait_for(lambda: not any(map(alive, family)) and run_state(run)["status"] == "interrupted", seconds=20)
