@@ -11,9 +11,9 @@ from pathlib import Path
 from fastcore.script import Param
 import hybrid_nb
 from ..core.files import atomic_write, save_json
-from ..core.commands import command
+from ..core.commands import command, notebook_cells
 from ..core.runs import is_running, read_object
-from .arguments import template_path
+from .arguments import check_template, template_path
 from .tables import load_runs
 from .wandb_csv import read_wandb_csv
 from .findings import study_record
@@ -71,6 +71,8 @@ def render_report(study=None, # folder of a study; or
     out = Path(out or f"reports/{name}.html")
     _check_report(study, csv, out, compare, export)
     template = local_path(template_path("compare.ipynb" if compare else "results.ipynb", template))
+    wanted = dict(study=study, csv=csv, other=compare, title=given)
+    check_template(template, [k for k, v in wanted.items() if v is not None])
     source, other = local_path(study or csv), local_path(compare) if compare else None
     runs = hybrid_nb.add_flops(load_runs(source) if study else read_wandb_csv(source))
     record = comparison_record(runs, load_runs(other), title) if compare else study_record(runs, title)
@@ -94,7 +96,7 @@ def render_notebook(path, # of a report notebook
     from nbdev.clean import clean_nb
     path = Path(path)
     if not path.is_file(): raise ValueError(f"notebook {str(path)!r}: no such file")
-    if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(path, 4).cells):
+    if any("parameters" in c["metadata"].get("tags", []) for c in notebook_cells(path)):
         raise ValueError(f"notebook {str(path)!r}: is run with parameters "
                          "(give a study's folder, with --template for a template of your own)")
     executed = path.with_name(f".{path.name}") # left there after an error, to be looked into

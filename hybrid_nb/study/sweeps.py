@@ -23,7 +23,7 @@ from ..training.recipes import recipe_group
 from ..training.devices import check_machine
 from .stats import pooled_sd, run_label
 from .power import document_variance, power_text
-from .arguments import parse_settings, plugin_list, template_path
+from .arguments import check_template, parse_settings, plugin_list, template_path
 from .plan import plan_sweep
 from .workers import LocalExecutor
 from .ray_executor import RayExecutor
@@ -203,9 +203,11 @@ def sweep(study: str = "quick", # name of the study, a folder of `runs`; a prese
     plan = plan_sweep(study, patterns, seeds, runs, plugins, recipes, debug, equal_parameters, progress, **settings)
     n = sum(r["state"]["status"] != "finished" for r in plan)
     ladder = check_halving(plan, halving) if halving is not None else []
-    shared = dict(study=study, runs=str(runs), progress=False)
+    shared = dict(study=study, runs=str(runs))
     if plugins: shared["plugins"] = plugin_list(plugins)
     if equal_parameters: shared["equal_parameters"] = equal_parameters
+    check_template(template, {k for r in plan for k in notebook_parameters(r, shared, bool(recipes), bool(ladder))})
+    shared["progress"] = False # which a template may do without
     cluster = dict(address=address, gpus_per_run=gpus_per_run, cpus_per_run=cpus_per_run, retries=retries)
     threads, device = settings.get("threads") or None, settings.get("device", "auto")
     with closing(make_executor(executor, plan, n, template, jobs, threads, device, **cluster)) as engine:

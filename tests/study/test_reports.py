@@ -144,12 +144,23 @@ def test_wandb_export_renders_the_base_table(tmp_path):
     (["none.ipynb", "--title", "x"], "none.ipynb: a notebook is run as it is"),
     (["STUDY", "--out", "x.pdf"], "must end in .html"),
     (["STUDY", "--out", "x.html", "--template", "none.ipynb"], "template 'none.ipynb': no such file"),
+    (["STUDY", "--out", "x.html", "--template", "BROKEN"], "broken.ipynb': not a notebook"),
+    (["STUDY", "--out", "x.html", "--template", "UNTAGGED"], "no cell tagged 'parameters'"),
+    (["STUDY", "--out", "x.html", "--template", "COMPARE", "--title", "x"], "does not assign study, title"),
+    (["--compare", "STUDY", "STUDY", "--out", "x.html", "--template", "COMPARE"], "does not assign study"),
+    (["BROKEN"], "broken.ipynb: not a notebook"),
     (["--csv", "EMPTY", "--out", "x.html"], "empty.csv: a header but no runs"),
     (["--csv", "LICENSE", "--out", "x.html"], "LICENSE: not a readable CSV"),
 ])
 def test_bad_arguments(args, message, partial, tmp_path):
     files = dict(STUDY=partial, EMPTY=partial.parent/"empty.csv")
     files["EMPTY"].write_text("pattern,val_loss\n")
+    for name, tags, text in ("UNTAGGED", [], "1"), ("COMPARE", ["parameters"], "other = None"):
+        cell = dict(cell_type="code", id="a", metadata=dict(tags=tags), execution_count=None, outputs=[], source=text)
+        files[name] = partial.parent/f"{name}.ipynb"
+        files[name].write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    files["BROKEN"] = partial.parent/"broken.ipynb"
+    files["BROKEN"].write_text("{")
     words = [*report, *(str(files.get(a, a)) for a in args)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat as nbf, psutil, pytest
-from fastcore.script import anno_parser
+from hybrid_nb.core.commands import CommandParser
 from hybrid_nb.core.runs import notebook_error, run_lock, run_state
 from hybrid_nb.study import sweeps, workers
 from hybrid_nb.study.arguments import format_settings
@@ -59,7 +59,8 @@ class Average(torch.nn.Module):
 
 def test_failing_runs_then_a_complete_study(tmp_path):
     "Two patterns, two seeds; a mixer from a user's notebook fails at step 9, is mended, and the sweep goes on."
-    cells = [nbf.v4.new_markdown_cell("# My mixer"), nbf.v4.new_code_cell(mixer)]
+    code = "%matplotlib inline", "!echo a", mixer, "%%bash\necho b", "display(Average)", "#| eval: false\n1/0"
+    cells = [nbf.v4.new_markdown_cell("# My mixer"), *map(nbf.v4.new_code_cell, code)]
     nbf.write(nbf.v4.new_notebook(cells=cells), tmp_path/"my_mixer.ipynb")
     (tmp_path/"fail").touch()
     args = ["--study", "s", "--patterns", "AM AX", "--seeds", "2", "--plugins", "my_mixer.ipynb"]
@@ -100,7 +101,7 @@ def test_killed_sweeps_leave_nothing_behind_and_go_on(tmp_path):
         assert len(family) >= 2 and run_state(run)["status"] == "running"
         os.kill(process.pid, sig)
         code, out, err = finish(process)
-        assert code == (1 if sig == signal.SIGTERM else -9)
+        assert code == (130 if sig == signal.SIGTERM else -9)
         if sig == signal.SIGTERM: assert err.rstrip().endswith("hybrid_sweep: interrupted"), err
         wait_for(lambda: not any(map(alive, family)))
         reached, state = step(run), run_state(run)
@@ -168,11 +169,48 @@ def test_a_run_that_someone_trains_by_hand_is_waited_for(gone, tmp_path, monkeyp
 def test_nothing_starts_with_bad_arguments(args, settings, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--study", "s", *args, "--set", *format_settings(tiny | dict(steps=3) | settings)]
-    parsed = vars(anno_parser(hybrid_sweep).parse_args(words))
-    given = {k: v for k, v in parsed.items() if k not in ("pdb", "xtra")}
-    with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**given)
+    with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**vars(CommandParser(hybrid_sweep).parse_args(words)))
     assert message in str(e.value)
     assert not list(tmp_path.iterdir())
+
+def parameters(*sources, kind="code"):
+    "A notebook with cells tagged `parameters`."
+    make = getattr(nbf.v4, f"new_{kind}_cell")
+    return nbf.writes(nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell("import hybrid_nb"),
+                                                 *(make(s, metadata=dict(tags=["parameters"])) for s in sources)]))
+
+needs = "pattern = study = runs = 1\nseed: int = 0 # a; b = c\n"
+known = "\n".join(f"{k} = None" for k in [*tiny, "cache_dir"])
+
+@pytest.mark.parametrize("text, more, message", [
+    ("{", [], "not a notebook"), ("[]", [], "not a notebook"),
+    (parameters(), [], "no cell tagged 'parameters'; one code cell"),
+    (parameters("a = 1", "b = 1"), [], "2 cells tagged 'parameters'; one code cell"),
+    (parameters("a = 1", kind="markdown"), [], "1 cell tagged 'parameters'; one code cell"),
+    (parameters("a = ("), [], "its cell of parameters is not Python ("),
+    (parameters("x = 1"), [], "does not assign batch_size, cache_dir, device, eval_batches"),
+    (parameters(needs + known), ["--set", "steps=3"], "does not assign steps"),
+    (parameters(needs + known), ["--plugins", "json"], "does not assign plugins"),
+    (parameters(needs.replace("seed", "seeds") + known), [], "does not assign seed"),
+    (parameters(needs + known + "\nsteps = 1"), ["--recipe_group", "base/AMAMAMAM"], "learning_rate")])
+def test_a_template_that_would_train_something_else(text, more, message, tmp_path, monkeypatch):
+    "It is refused before anything starts, in one line that names it."
+    monkeypatch.chdir(tmp_path)
+    Path("mine.ipynb").write_text(text)
+    words = ["--study", "s", *([] if "--recipe_group" in more else ["--patterns", "AM"]), "--template", "mine.ipynb",
+             "--set", *format_settings(tiny), *more]
+    with pytest.raises(ValueError, match=".*") as e: hybrid_sweep(**vars(CommandParser(hybrid_sweep).parse_args(words)))
+    assert str(e.value).startswith("template 'mine.ipynb': ") and message in str(e.value) and "\n" not in str(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.ipynb"]
+
+def test_a_small_template_of_ones_own(tmp_path, monkeypatch):
+    "It need not know what it is not given, nor `progress`."
+    monkeypatch.chdir(tmp_path)
+    Path("mine.ipynb").write_text(parameters("%matplotlib inline\n" + needs + known))
+    monkeypatch.setattr(sweeps, "run_all", lambda plan, parameters, *_: given.extend(map(parameters, plan)))
+    given = []
+    sweep("s", "AM", 1, template="mine.ipynb", progress=False, **tiny)
+    assert set(given[0]) == {"pattern", "seed", "study", "runs", "progress", *tiny}
 
 def test_equal_parameters_reach_the_runs(tmp_path, monkeypatch):
     given = []
