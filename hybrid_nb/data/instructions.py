@@ -14,13 +14,13 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core.files import digest, save_json
 from .batches import batch_windows, Data
-from .chat_template import encode_example, user_turn, with_template
+from .chat_template import encode_example, with_template
 from .corpora import Corpus, DataConfig
 from .dialogs import Dialogs
 from .documents import corpus_key, FORMAT
 from .store import cache_root, cached_folder
 from .tokenizer_cache import corpus_tokenizer
-from .tokenizers import tokenizer_key, vocabulary_size
+from .tokenizers import decode_text, encode_text, tokenizer_key, vocabulary_size
 from .words import SpellingModel
 
 # %% ../../nbs/04_data/13_instructions.ipynb #6eefc8ea
@@ -64,15 +64,12 @@ EXAMPLE = np.dtype([("start", "<i8"),    # of its tokens, in all
 def _encode_dialogs(dialogs, tok, cfg, progress):
     "The tokens and records of both sides, and how many prompts and responses were cut."
     sides, cuts = dict(train=([], []), val=([], [])), [0, 0]
-    special, dtype = [t for t in tok.all_special_tokens if t], "<u2" if vocabulary_size(tok) <= 2**16 else "<u4"
+    dtype = "<u2" if vocabulary_size(tok) <= 2**16 else "<u4"
     for d in dialogs.bar(dialogs, "tokenizing", progress):
-        if inside := [t for t in special if t in user_turn(d) + d["response"]]:
-            dialogs.bad(d["place"], f"contains the special token {inside[0]!r}")
-            continue
         ids, n, *cut = encode_example(tok, d, cfg.length + 1, cfg.response_share)
         tokens, records = sides["val" if d["val"] else "train"]
         start = records[-1][2] if records else 0
-        kept = tok.decode(ids[n:], skip_special_tokens=True) if cut[1] else d["response"]
+        kept = decode_text(tok, ids[n:], ids[:n]) if cut[1] else d["response"]
         tokens.append(np.array(ids, dtype))
         records.append((start, start + n, start + len(ids), len(kept.encode()), d["row"]))
         cuts = [a + b for a, b in zip(cuts, cut)]
@@ -84,7 +81,7 @@ def unknown_bits(tok,
                 ) -> float:
     "What the words of validation responses that `tok` does not know cost to spell, under a `SpellingModel`."
     if tok.unk_token_id is None: return 0.
-    def unknown(w): return tok.unk_token_id in tok(w, add_special_tokens=False)["input_ids"]
+    def unknown(w): return tok.unk_token_id in encode_text(tok, w)
     words = [w for d in examples if d["val"] for w in d["response"].split() if unknown(w)]
     if not words: return 0.
     spelling = SpellingModel(w for d in examples if not d["val"] for w in d["response"].split())

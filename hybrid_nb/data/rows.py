@@ -6,7 +6,7 @@
 __all__ = ['parquet_columns', 'parquet_rows', 'open_rows', 'wanted_fields', 'check_fields', 'read_rows']
 
 # %% ../../nbs/04_data/03_rows.ipynb #ea864000
-import re
+import io, re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from ..core.commands import one_line
@@ -14,9 +14,8 @@ from ..core.text_files import byte_blocks, compressed_suffixes, json_rows
 from .corpora import Corpus, file_loader
 from .plain_text import plain_rows
 
-# %% ../../nbs/04_data/03_rows.ipynb #316b5edc
+# %% ../../nbs/04_data/03_rows.ipynb #35b7be2d
 def _open_parquet(file):
-    import io
     from pyarrow.parquet import ParquetFile
     packed = file.lower().endswith(compressed_suffixes)
     return ParquetFile(io.BytesIO(b"".join(byte_blocks(file))) if packed else file)

@@ -17,7 +17,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..core.commands import one_line
 from .documents import Documents, START
-from .tokenization import batch_encoder, part_head, text_blocks, tokenize_block, tokenizing_job
+from .tokenization import part_head, text_blocks, tokenize_block, tokenizing_job
+from .tokenizers import text_encoder
 
 # %% ../../nbs/04_data/17_tokenizer_pool.ipynb #1895f3e2
 def tokenizer_process():
@@ -25,7 +26,7 @@ def tokenizer_process():
     with Connection(int(sys.argv[1])) as connection:
         try:
             job = connection.recv()
-            encode = batch_encoder(job["tok"])
+            encode = text_encoder(job["tok"])
             while True:
                 block = connection.recv()
                 try: error = tokenize_block(job, encode, *block)
@@ -93,7 +94,7 @@ def block_threads(job: dict, # from `tokenizing_job`
                  ) -> Iterator[Callable]: # function (path, start, docs) -> Future
     "Threads that tokenize blocks: each with a process of its own, or for 0 or 1 workers a thread that does it itself."
     pool, team = ThreadPoolExecutor(max(workers, 1)), TokenizerPool(job)
-    encode = batch_encoder(job["tok"]) if workers <= 1 else None
+    encode = text_encoder(job["tok"]) if workers <= 1 else None
     def here(*block): tokenize_block(job, encode, *block)
     try: yield lambda *block: pool.submit(team if workers > 1 else here, *block)
     finally:

@@ -8,11 +8,12 @@ __all__ = ['induction_by_distance', 'held_out_stories', 'last_checkpoint', 'prob
 # %% ../../nbs/07_study/23_checkpoint_recall.ipynb #7aee1a0f
 from pathlib import Path
 import numpy as np, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from ..core.files import read_json
 from ..core.runs import list_checkpoints, load_config
 from ..data.stories import documents
 from ..data.tokenization import token_spans
+from ..data.tokenizers import load_tokenizer
 from ..training.objective import Objective
 from ..training.evaluation import recall_table, recalled
 from ..training.checkpointing import no_bars
@@ -57,7 +58,7 @@ def held_out_stories(tokenizer, # of the model
     "Fresh stories in tokens, with the spans that follow from earlier text."
     out = []
     for d in documents(n, seed + 1_000_003):
-        e = tokenizer(d["text"], add_special_tokens=False, return_offsets_mapping=True)
+        e = tokenizer(d["text"], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         spans = token_spans(d["recall"], e["offset_mapping"], d["text"])
         spans = [(a + 1, b + 1, distance) for a, b, distance in spans] # the end-of-text token stands before them
         out.append(dict(input_ids=[tokenizer.eos_token_id] + e["input_ids"], spans=spans))
@@ -87,8 +88,8 @@ def probe_checkpoint(folder, # of a checkpoint, or of a run
     length = data.get("length", 256) if length is None else length
     if not isinstance(length, int) or length < 5:
         raise ValueError(f"length {length!r}: must be a whole number of at least 5")
-    with no_bars():
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with no_bars(): model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    tokenizer = load_tokenizer(str(folder))
     rows = induction_by_distance(model, length=length, n=n, first=tokenizer.eos_token_id,
                                  special=tokenizer.all_special_ids, seed=seed)
     result = dict(checkpoint=str(folder), pattern=getattr(model.config, "pattern", None), length=length,

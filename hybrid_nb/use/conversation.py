@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from fastcore.basics import patch
 from ..core.files import atomic_write, read_json
-from ..data.chat_template import whole_characters
+from ..data.chat_template import mark_special, render_messages, template_ids, whole_characters
+from ..data.tokenizers import decode_text, encode_text
 from .generation import Answer, Generator
 from .sampling import Sampling
 
@@ -89,17 +90,17 @@ class Chat:
 @patch
 def tokenize(self: Chat, text: str) -> list[int]:
     "Tokens of a text within the conversation."
-    return self.gen.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return encode_text(self.gen.tokenizer, text)
 
 @patch
 def render(self: Chat, turns: list, # of `Turn`, before the line
            user: str # line of the user
           ) -> str:
-    "A dialog up to where the answer to `user` begins, by the chat template."
+    "A dialog up to where the answer to `user` begins, by the chat template, for `template_ids`."
     said = [dict(role="system", content=self.context)] if self.context else []
     for t in turns: said += [dict(role="user", content=t.user), dict(role="assistant", content=t.text)]
     said.append(dict(role="user", content=user))
-    return self.gen.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    return render_messages(self.gen.tokenizer, said)
 
 # %% ../../nbs/08_use/06_conversation.ipynb #8ae85572
 @patch
@@ -115,14 +116,12 @@ def new_turn(self: Chat, user: str, # line of the user
         if not before: return Turn(user, self.gen.encode(user, chat=False))
         return Turn(user, self.tokenize(joining_space(before, user) + user))
     if not user.strip(): raise ValueError("line: empty")
-    if special := [t for t in self.gen.tokenizer.all_special_tokens if t in user]:
-        raise ValueError(f"line: contains the special token {special[0]!r}, which would end the turn")
-    new = self.render(turns, user)
+    tok, new = self.gen.tokenizer, self.render(turns, user)
     if turns:
-        old = self.render(turns[:-1], turns[-1].user)
-        for said in (turns[-1].text, turns[-1].text.strip()):
-            if new.startswith(old + said): return Turn(user, self.tokenize(new[len(old + said):]))
-    return Turn(user, self.tokenize(new), True)
+        old, last = self.render(turns[:-1], turns[-1].user), mark_special(tok, turns[-1].text)
+        for said in (last, last.strip()):
+            if new.startswith(old + said): return Turn(user, template_ids(tok, new[len(old + said):]))
+    return Turn(user, template_ids(tok, new), True)
 
 # %% ../../nbs/08_use/06_conversation.ipynb #1af16fd5
 @patch
@@ -132,7 +131,7 @@ def begin(self: Chat) -> None:
     if not self.context: return
     if not self.gen.is_dialog: ids = self.start = self.gen.encode(self.context, chat=False)
     else: # what two different lines share is there whatever the user will say
-        one, two = (self.tokenize(self.render([], user)) for user in "a0")
+        one, two = (template_ids(self.gen.tokenizer, self.render([], user)) for user in "a0")
         n = next((i for i, (a, b) in enumerate(zip(one, two)) if a != b), 0)
         ids = self.gen.encode(one[:n]) if n else []
     if not ids: return
@@ -166,7 +165,7 @@ def _reply(self: Chat, ids, turn, turns):
     finally:
         self.stopping.set()
         for _ in pieces: pass # the current token
-        if answer: self.turns = turns + [self.finish_turn(turn, answer[0])]
+        if answer: self.turns = turns + [self.finish_turn(turn, answer[0], ids)]
 
 def keep_value(stream: Iterator, # a generator
                kept: list # its return value is appended to it
@@ -178,13 +177,15 @@ def keep_value(stream: Iterator, # a generator
         yield piece
 
 @patch
-def finish_turn(self: Chat, turn: Turn, answer: Answer) -> Turn:
+def finish_turn(self: Chat, turn: Turn, answer: Answer,
+                before: list[int] # tokens that were answered
+               ) -> Turn:
     "The turn with its answer: neither what ended it nor half a character at its end is part of the conversation."
     tok, ids = self.gen.tokenizer, answer.ids
     if answer.finish == "stop": ids = self.tokenize(str(answer))
     else: ids = whole_characters(tok, ids[:-1] if ids[-1:] == [self.gen.eos] else ids)
     how = {k: getattr(answer, k) for k in ("tokens", "seconds", "finish", "seed")}
-    return replace(turn, text=tok.decode(ids, skip_special_tokens=True), ids=list(ids), **how)
+    return replace(turn, text=decode_text(tok, ids, before), ids=list(ids), **how)
 
 # %% ../../nbs/08_use/06_conversation.ipynb #7a9f0fbc
 @patch

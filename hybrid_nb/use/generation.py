@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
 from ..core.files import atomic_write
 from ..data.chat_template import render_chat, user_turn
+from ..data.tokenizers import CONTEXT, decode_text, encode_text, TextDecoder
 from .checkpoints import best_checkpoint
 from .loading import load_checkpoint
 from .sampling import Sampling, SeededDraw, warpers
@@ -72,6 +73,12 @@ class Generator:
 
 # %% ../../nbs/08_use/05_generation.ipynb #5d35e802
 @patch
+def before_text(self: Generator) -> list[int]:
+    "The token that another program's model has before a prompt, if its tokenizer puts it there."
+    first = getattr(self.model.config, "bos_token_id", None)
+    return [first] if first != self.eos and self.tokenizer("a")["input_ids"][:1] == [first] else []
+
+@patch
 def encode(self: Generator, prompt, # text, or a list of tokens
            chat: bool|None = None # through the chat template? None: if there is one
           ) -> list[int]:
@@ -81,7 +88,8 @@ def encode(self: Generator, prompt, # text, or a list of tokens
         chat = self.is_dialog if chat is None else chat
         if chat and not self.is_dialog:
             raise ValueError("chat: this tokenizer has no chat template; the model was not tuned on dialogs")
-        ids = render_chat(self.tokenizer, prompt) if chat else self.tokenizer(prompt)["input_ids"]
+        if chat: ids = render_chat(self.tokenizer, prompt)
+        else: ids = self.before_text() + encode_text(self.tokenizer, prompt)
     else: ids = [int(i) for i in prompt]
     if not ids: raise ValueError("prompt: no token is left of it")
     if len(ids) > self.max_prompt: raise ValueError(f"prompt: {len(ids):,} tokens, at most {self.max_prompt:,}")
@@ -114,10 +122,20 @@ def remember(self: Generator, ids: list[int], cache) -> None:
 
 # %% ../../nbs/08_use/05_generation.ipynb #ce083acb
 class _Stop(StoppingCriteria):
-    "End all rows once `event` is set."
-    def __init__(self, event): self.event = event
+    "End all rows once `event` is set, and a row whose new text holds one of `texts`."
+    def __init__(self, tok, width, texts, event):
+        self.tok, self.width, self.texts, self.event = tok, width, texts, event
+        self.recent = 4 * max(map(len, texts), default=0) + 64 # tokens that must hold a text which is complete now
     def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+        if not self.texts or self.event and self.event.is_set():
+            return torch.full((len(input_ids),), bool(self.event and self.event.is_set()), device=input_ids.device)
+        at = max(self.width, input_ids.shape[1] - self.recent)
+        found = [self._ended(row[at:], row[max(0, at - CONTEXT):at]) for row in input_ids.tolist()]
+        return torch.tensor(found, device=input_ids.device)
+    def _ended(self, new, before):
+        text = self.tok.decode(before + new, skip_special_tokens=True)
+        text = text[len(self.tok.decode(before, skip_special_tokens=True)):]
+        return any(t in text for t in self.texts)
 
 @patch
 def _read(self: Generator, ids: Tensor, cache) -> None:
@@ -142,12 +160,11 @@ def _run(self: Generator, prompts: list[list[int]], s: Sampling, seeds, streamer
     settings = dict(max_new_tokens=s.max_new_tokens, do_sample=False, num_beams=s.num_beams, use_cache=cached,
                     repetition_penalty=s.repetition_penalty, pad_token_id=self.pad, eos_token_id=self.eos,
                     logits_processor=LogitsProcessorList(chosen),
-                    stopping_criteria=StoppingCriteriaList([_Stop(stopped)] if stopped else []),
+                    stopping_criteria=StoppingCriteriaList([_Stop(self.tokenizer, width, s.stop, stopped)]),
                     streamer=streamer, return_dict_in_generate=True)
     if cached: settings |= dict(past_key_values=cache)
     if alone: self._read(ids, cache)
     elif cached and width > self.chunk: settings |= dict(prefill_chunk_size=self.chunk)
-    if s.stop: settings |= dict(stop_strings=list(s.stop), tokenizer=self.tokenizer)
     if isinstance(draft, int): settings |= dict(prompt_lookup_num_tokens=draft)
     elif draft is not None: settings |= dict(assistant_model=draft.model if isinstance(draft, Generator) else draft)
     out = self.model.generate(ids, attention_mask=mask, **settings | kwargs)
@@ -155,11 +172,11 @@ def _run(self: Generator, prompts: list[list[int]], s: Sampling, seeds, streamer
 
 # %% ../../nbs/08_use/05_generation.ipynb #3a740e2c
 @patch
-def _answer(self: Generator, ids, s: Sampling, seed, seconds) -> Answer:
-    "The text of a row of new tokens, without what ended it."
+def _answer(self: Generator, prompt, ids, s: Sampling, seed, seconds) -> Answer:
+    "The text that a row of new tokens adds to the prompt, without what ended it."
     ended = self.eos in ids
     ids = ids[:ids.index(self.eos) + 1] if ended else ids
-    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+    text = decode_text(self.tokenizer, ids, prompt)
     at = min((i for i in (text.find(t) for t in s.stop) if i >= 0), default=None)
     finish = ("stop" if at is not None else "eos" if ended else "length" if len(ids) == s.max_new_tokens
               else "interrupted")
@@ -192,7 +209,7 @@ def batch_generate(self: Generator, prompts: list, # texts, or lists of tokens
         start = time.perf_counter()
         new, cache = self._run([rows[i] for i in group], s, [seeds[i] for i in group], **rest)
         seconds = time.perf_counter() - start
-        for i, ids in zip(group, new): answers[i] = self._answer(ids, s, seeds[i], seconds)
+        for i, ids in zip(group, new): answers[i] = self._answer(rows[i], ids, s, seeds[i], seconds)
         if len(group) == s.num_beams == 1: self.remember(rows[group[0]] + answers[group[0]].ids, cache)
     return answers
 
@@ -209,28 +226,22 @@ class CharacterStreamer(TextStreamer):
     "A streamer for the library's `generate` that writes text in whole characters."
     def __init__(self, tokenizer,
                  write=None, # a function of (text, is it the end?); None: print
-                 skip_prompt: bool = True, # do not write the prompt
-                 **decode # for `tokenizer.decode`
+                 skip_prompt: bool = True # do not write the prompt
                 ):
-        super().__init__(tokenizer, skip_prompt, **dict(skip_special_tokens=True) | decode)
-        self.write, self.ids, self.sent = write or super().on_finalized_text, [], 0
+        super().__init__(tokenizer, skip_prompt)
+        self.write, self.decoder = write or super().on_finalized_text, None
 
     def put(self, value: Tensor # the prompt, then each new token
            ):
-        if self.skip_prompt and self.next_tokens_are_prompt:
-            self.next_tokens_are_prompt = False
-            return
-        self.ids += value.flatten().tolist()
-        text = self.tokenizer.decode(self.ids, **self.decode_kwargs)
-        if not text.endswith("\ufffd") and len(text) > self.sent: self._flush(text)
-
-    def _flush(self, text, end=False):
-        self.write(text[self.sent:], end)
-        self.sent = len(text)
+        ids = value.flatten().tolist()
+        if self.decoder is None:
+            self.decoder = TextDecoder(self.tokenizer, ids if self.skip_prompt else ())
+            if self.skip_prompt: return
+        if piece := self.decoder.put(*ids): self.write(piece, False)
 
     def end(self):
-        self._flush(self.tokenizer.decode(self.ids, **self.decode_kwargs), True)
-        self.ids, self.sent, self.next_tokens_are_prompt = [], 0, True
+        if self.decoder: self.write(self.decoder.end(), True)
+        self.decoder = None
 
 # %% ../../nbs/08_use/05_generation.ipynb #3b2d29b2
 def generate_answer(model, tok, # dialog-tuned model and its tokenizer
@@ -247,7 +258,7 @@ def generate_answer(model, tok, # dialog-tuned model and its tokenizer
                     eos_token_id=tok.eos_token_id, use_cache=getattr(model.config, "can_cache", True))
     with torch.no_grad():
         out = model.generate(x, attention_mask=torch.ones_like(x), streamer=streamer, **settings | generate)
-    return tok.decode(out[0, x.shape[1]:], skip_special_tokens=True)
+    return decode_text(tok, out[0, x.shape[1]:].tolist(), x[0].tolist())
 
 # %% ../../nbs/08_use/05_generation.ipynb #d0ba3ba2
 @patch
@@ -280,7 +291,7 @@ def stream(self: Generator, prompt, # text, or a list of tokens
         thread.join()
     if "error" in result: raise result["error"]
     (ids,), cache = result["out"]
-    answer = self._answer(ids, s, seed, time.perf_counter() - start)
+    answer = self._answer(row, ids, s, seed, time.perf_counter() - start)
     self.remember(row + answer.ids, cache)
     if len(answer) > sent: yield answer[sent:]
     return answer
@@ -367,9 +378,9 @@ class Score:
 def score(self: Generator, text: str # any length; read in chunks
          ) -> Score:
     "The loss of each token of a text."
-    ids, first = self.encode(text, chat=False), self.tokenizer.bos_token_id
+    ids, first = self.encode(text, chat=False), getattr(self.model.config, "bos_token_id", None)
     first = self.eos if first is None else first
-    if first is not None and ids[0] != first: ids = [first] + ids
+    if first is not None and not self.before_text(): ids = [first] + ids
     if len(ids) < 2: raise ValueError("text: too short, there is no token with one before it")
     x, cache, nats = torch.tensor([ids], device=self.model.device), self.new_cache(), []
     chunk = self.chunk if cache is not None else len(ids)
@@ -378,14 +389,20 @@ def score(self: Generator, text: str # any length; read in chunks
         logits = self.model(part, past_key_values=cache, use_cache=cache is not None).logits[0].float()
         targets = x[0, start+1:start+1+part.shape[1]]
         nats.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
-    return Score(token_pieces(self.tokenizer, ids[1:]), torch.cat(nats), len(text.encode()))
+    nats = torch.cat(nats)
+    return Score(token_pieces(self.tokenizer, text)[-len(nats):], nats, len(text.encode()))
 
-def token_pieces(tok, ids: list[int]) -> list[str]:
-    "What each token adds to the text; half a character is shown with the token that completes it."
-    out, start = [], 0
-    for i in range(len(ids)):
-        piece = tok.decode(ids[start:i+1])
-        whole = not piece.endswith("\ufffd") or i - start >= 3
-        out.append(piece if whole else "")
-        if whole: start = i + 1
-    return out
+def token_pieces(tok, # a tokenizer of `transformers`
+                 text: str) -> list[str]:
+    "The part of a text that each of its tokens stands for; a character of several tokens is with the last of them."
+    if not tok.is_fast:
+        decoder = TextDecoder(tok)
+        return [decoder.put(i) for i in encode_text(tok, text)]
+    e = tok(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    ends = [end for _, end in e["offset_mapping"]]
+    ends = [a if a != b else None for a, b in zip(ends, [*ends[1:], None])]
+    ends, pieces, start = [*ends[:-1], len(text)], [], 0
+    for end in ends:
+        pieces.append("" if end is None else text[start:end])
+        start = start if end is None else max(start, end)
+    return pieces

@@ -24,11 +24,13 @@ def test_from_the_cache_without_reading(chat, monkeypatch):
 
 def test_cut_prompts_are_counted(chat): assert load(replace(chat, length=28)).stats()["prompts_cut"] > 0
 
-def test_special_tokens_in_the_text(chat, tmp_path):
-    bad = dict(instruction="End?", response="yes <|endoftext|> no")
-    file = write_jsonl(tmp_path/"special.jsonl", [*demo_rows(), bad])
-    with pytest.raises(ValueError, match=r"special.jsonl, line 41: contains the special token '<\|endoftext\|>'"):
-        load(replace(chat, corpus=file, dialog=True))
+def test_what_is_spelt_like_a_special_token_is_text(chat, tmp_path):
+    row = dict(instruction="End <|endoftext|> here?", response="yes <|endoftext|> no")
+    data = load(replace(chat, corpus=write_jsonl(tmp_path/"special.jsonl", [*demo_rows(), row]), dialog=True))
+    ids = next(ids for side in (data.train, data.val) for ids, _ in (side[i] for i in range(side.n_documents))
+               if "yes" in data.tokenizer.decode(ids))
+    assert data.tokenizer.decode(ids).count("<|endoftext|>") == 4 # two of them typed
+    assert ids.tolist().count(data.tokenizer.eos_token_id) == 2
 
 def test_bad_rows_are_mentioned_once(chat, tmp_path):
     bad = ['{"instruction": "cut', dict(instruction="Say nothing.", response=" ")]

@@ -69,7 +69,7 @@ def test_a_stop_text_is_not_part_of_the_conversation(tale):
 def test_half_a_character_is_not_part_of_the_conversation(tale):
     half = tale.tokenizer("東京")["input_ids"][:-1]
     answer = Answer("", ids=half, tokens=3, seconds=1., finish="length", seed=0)
-    t = Chat(tale).finish_turn(Turn("a", [5]), answer)
+    t = Chat(tale).finish_turn(Turn("a", [5]), answer, [5])
     assert "\ufffd" not in t.text and t.text == tale.tokenizer.decode(t.ids)
 
 

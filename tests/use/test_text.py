@@ -1,0 +1,75 @@
+"Prompts, answers, streams and scores with every kind of tokenizer: nothing is lost between a text and its tokens."
+import pytest
+from helpers.small_models import small_writer
+from helpers.tokenizers import KINDS, TEXTS
+from hybrid_nb.data.tokenizers import decode_text, encode_text
+from hybrid_nb.use.generation import Generator
+
+
+@pytest.fixture(params=KINDS)
+def gen(request):
+    tok = KINDS[request.param]()
+    return Generator(model=small_writer("MA", tok), tokenizer=tok)
+
+
+PROMPT = "The door was"
+HOW = dict(seed=1, max_new_tokens=16)
+
+
+def drain(stream):
+    pieces = []
+    while True:
+        try: pieces.append(next(stream))
+        except StopIteration as e: return pieces, e.value
+
+
+def test_nothing_is_added_to_a_prompt(gen):
+    ids = gen.encode(PROMPT)
+    assert ids == encode_text(gen.tokenizer, PROMPT) and gen.eos not in ids
+
+
+def test_a_text_is_prompt_and_answer_and_joined_pieces(gen):
+    prompt = gen.encode(PROMPT)
+    answer = gen.generate(PROMPT, **HOW)
+    ids = answer.ids[:-1] if answer.finish == "eos" else answer.ids
+    assert decode_text(gen.tokenizer, prompt) + answer == decode_text(gen.tokenizer, prompt + ids)
+    pieces, streamed = drain(gen.stream(PROMPT, **HOW))
+    assert "".join(pieces) == streamed == answer and streamed.ids == answer.ids
+    assert gen.batch_generate([PROMPT, "She took the red box"], **HOW)[0] == answer
+
+
+@pytest.mark.parametrize("draft", [None, 3])
+def test_stop_texts(gen, draft):
+    whole = gen.generate(PROMPT, temperature=0, max_new_tokens=30)
+    if len(whole) < 12: pytest.skip("the random model says little")
+    stop = whole[5:9]
+    how = dict(temperature=0, max_new_tokens=30, stop=[stop], draft=draft)
+    cut = gen.generate(PROMPT, **how)
+    assert (str(cut), cut.finish) == (whole[:whole.index(stop)], "stop") and cut.tokens < whole.tokens
+    assert "".join(drain(gen.stream(PROMPT, **how))[0]) == cut
+    assert gen.batch_generate([PROMPT, "She took the red box"], temperature=0, max_new_tokens=30, stop=[stop])[0] == cut
+    if not draft: assert gen.generate(PROMPT, temperature=0, max_new_tokens=30, stop=[stop], num_beams=2).finish
+
+
+def test_the_pieces_of_a_score_are_the_text(gen):
+    eos = gen.tokenizer.eos_token
+    for text in [*TEXTS[:4], f"The door {eos} was", "unheard words  and   spaces\n"]:
+        s = gen.score(text)
+        assert "".join(s.pieces) == text and len(s.nats) == len(encode_text(gen.tokenizer, text))
+
+
+def test_a_score_begins_where_training_did(gen):
+    "After the token between documents, whatever the tokenizer would put before a text."
+    import torch
+    ids = encode_text(gen.tokenizer, TEXTS[0])
+    x = torch.tensor([[gen.eos, *ids]])
+    with torch.no_grad(): want = gen.model(x, labels=x).loss
+    assert abs(gen.score(TEXTS[0]).loss - want) < 1e-5
+
+
+def test_a_model_of_another_program_has_its_first_token():
+    tok = KINDS["appending"]()
+    gen = Generator(model=small_writer("MA", tok), tokenizer=tok)
+    gen.model.config.bos_token_id = tok.bos_token_id
+    assert gen.encode(PROMPT) == [tok.bos_token_id, *encode_text(tok, PROMPT)]
+    assert "".join(gen.score(PROMPT).pieces) == PROMPT
