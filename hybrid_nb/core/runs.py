@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['old_names', 'old_values', 'old_arrays', 'resumable', 'run_lock', 'is_running', 'git_revision', 'processor_name',
            'environment', 'rename_old', 'read_object', 'load_config', 'MetricsFile', 'last_metrics', 'list_checkpoints',
-           'save_windows', 'load_windows', 'read_document_sums', 'read_summary', 'notebook_error', 'run_state',
-           'clear_run']
+           'checkpoint_step', 'save_windows', 'load_windows', 'read_document_sums', 'read_summary', 'notebook_error',
+           'run_state', 'clear_attempt', 'clear_events', 'clear_run', 'cut_run']
 
 # %% ../../nbs/01_core/04_runs.ipynb #e85adb2b
 import json, os, platform, shutil, subprocess, sys, warnings, zipfile
@@ -149,6 +149,11 @@ def list_checkpoints(run # folder of the run
     "The complete checkpoints of a run."
     return sorted(p for p in (Path(run)/"checkpoints").glob("step_*") if (p/"trainer.pt").exists())
 
+def checkpoint_step(folder: Path # of a checkpoint
+                   ) -> int:
+    "The step that a checkpoint was saved after, from its name."
+    return int(folder.name.removeprefix("step_"))
+
 # %% ../../nbs/01_core/04_runs.ipynb #79d0c426
 def save_windows(parts: dict, # arrays of one length: window, document, first, tokens, nats, correct
                  run # folder of the run
@@ -216,9 +221,44 @@ def run_state(run # folder of the run
     return state
 
 # %% ../../nbs/01_core/04_runs.ipynb #3680843f
-def clear_run(run): # folder of the run
-    "Delete the record of a run, its summary first. Locks and the executed notebook stay."
+def _delete(path):
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
+def clear_attempt(run): # folder of the run
+    "Delete what says how an earlier attempt ended, and half a checkpoint. A notebook that a worker is writing stays."
     run = Path(run)
-    for name in "summary.json stopped.json config.json metrics.jsonl bad_steps.jsonl val_windows.npz".split():
-        (run/name).unlink(missing_ok=True)
-    for name in "checkpoints", "init_from", "start": shutil.rmtree(run/name, ignore_errors=True)
+    (run/"stopped.json").unlink(missing_ok=True)
+    if not is_running(run, ".worker.lock"): (run/"train.ipynb").unlink(missing_ok=True)
+    for rest in (run/"checkpoints").glob(".*.tmp"): _delete(rest)
+
+def clear_events(run): # folder of the run
+    "Delete the event files in its `tensorboard/`."
+    for f in (Path(run)/"tensorboard").glob("events.out.tfevents.*"): f.unlink()
+    if (folder := Path(run)/"tensorboard").is_dir() and not any(folder.iterdir()): folder.rmdir()
+
+def clear_run(run, # folder of the run
+              keep: str|None = None # name of the folder in `wandb/` that belongs to the new attempt
+             ):
+    "Delete the record of a run, its summary first. Locks stay, and what is not in the table above."
+    run = Path(run)
+    for name in ("summary.json checkpoints init_from start val_windows.npz metrics.jsonl bad_steps.jsonl wandb_id "
+                 "config.json").split(): _delete(run/name)
+    for rest in run.glob(".*.tmp"): _delete(rest) # of a write that a death interrupted
+    for f in (run/"wandb").glob("*run-*") if keep else [run/"wandb"]:
+        if f.name != keep: _delete(f)
+    clear_attempt(run)
+    clear_events(run)
+
+# %% ../../nbs/01_core/04_runs.ipynb #778c6dbb
+def cut_run(run, # folder of the run
+            step: int # of the checkpoint that training goes on from
+           ):
+    "Delete the results of a run, its summary first, and the checkpoints after a step."
+    run = Path(run)
+    for name in "summary.json", "val_windows.npz": (run/name).unlink(missing_ok=True)
+    best = run/"checkpoints"/"best.json"
+    if best.exists() and read_json(best)["step"] > step: best.unlink()
+    for folder in list_checkpoints(run):
+        if checkpoint_step(folder) > step: shutil.rmtree(folder)
+    clear_events(run)

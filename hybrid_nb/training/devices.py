@@ -14,16 +14,13 @@ from accelerate.state import AcceleratorState, GradientState
 from .config import TrainConfig
 
 # %% ../../nbs/06_training/09_devices.ipynb #53a05f83
-def make_accelerator(cfg: TrainConfig,
-                     run_dir=None # where trackers write
-                    ) -> Accelerator:
+def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "A fresh `Accelerator` for a run."
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)
     GradientState._reset_state()
     return Accelerator(mixed_precision="no" if cfg.precision == "fp32" else cfg.precision, cpu=on_cpu(cfg),
-                       gradient_accumulation_steps=cfg.gradient_accumulation_steps, project_dir=run_dir,
-                       log_with=["wandb"] * (cfg.wandb != "disabled") + ["tensorboard"] * cfg.tensorboard or None)
+                       gradient_accumulation_steps=cfg.gradient_accumulation_steps)
 
 def on_cpu(cfg: TrainConfig) -> bool:
     "Whether the run computes on the CPU, because it is asked to or because there is no accelerator."

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['audit_start', 'audit_end', 'print_failures', 'merge_findings', 'finish_run', 'final_parts', 'evaluate_lengths',
-           'summarize', 'start_trackers', 'attach_summary']
+           'summarize', 'begin_record', 'cut_lines', 'start_wandb']
 
 # %% ../../nbs/06_training/10_record.ipynb #4427264b
-import math, sys, uuid
+import json, math, sys
 from dataclasses import asdict
 from datetime import datetime, UTC
 import torch
@@ -16,14 +16,15 @@ from ..audit.model_audit import audit_model
 from ..audit.checks import Finding, run_check, verdicts
 from ..audit.contamination import audit_data
 from ..audit.sanity import audit_result, check_early_stopping
-from ..core.files import atomic_write, save_json
-from ..core.runs import save_windows
+from ..core.files import save_json
+from ..core.runs import clear_attempt, clear_run, cut_run, environment, last_metrics, MetricsFile, save_windows
 from .bad_steps import abort
 from .devices import device_name, peak_memory
 from .evaluation import (
     eval_windows, evaluate_parts, length_table, loss_by_position, metrics_from_sums, perplexity, recall_table, recalled)
+from .init_from import check_init_from, keep_init_from
 from .settings import settings_of
-from .trackers import artifact
+from .trackers import TensorBoardLog, WandbLog
 
 # %% ../../nbs/06_training/10_record.ipynb #7e93b5e1
 def audit_start(trainer) -> list[Finding]:
@@ -79,11 +80,10 @@ def finish_run(trainer) -> dict: # the summary
     summary = summarize(trainer, final) | dict(recall=recall, lengths=evaluate_lengths(trainer))
     audit = audit_end(trainer, summary)
     summary |= dict(audit=audit, finished=datetime.now(UTC).isoformat(timespec="seconds"))
-    acc.log({k: v for k, v in summary.items() if isinstance(v, (int, float))}, step=s.step)
+    for tracker in trainer.trackers: tracker.summarize(summary)
     if trainer.main:
         save_windows(parts, trainer.dir)
         save_json(summary, trainer.dir/"summary.json")
-    attach_summary(trainer)
     acc.wait_for_everyone()
     return summary
 
@@ -129,20 +129,36 @@ def summarize(trainer, final: dict # from `metrics_from_sums` on the whole set
         peak_memory_bytes=peak_memory(trainer.device), device=device_name(trainer.device), precision=cfg.precision)
 
 # %% ../../nbs/06_training/10_record.ipynb #8139fc72
-def start_trackers(trainer):
-    "Begin the W&B run, and TensorBoard's, if they are wanted."
-    cfg, path, config = trainer.cfg, trainer.dir/"wandb_id", trainer.config
-    if cfg.wandb == "disabled" and not cfg.tensorboard: return
-    if trainer.main and cfg.wandb != "disabled" and not path.exists():
-        with atomic_write(path) as f: f.write(uuid.uuid4().hex[:8])
-    audit = {f.check: f.verdict for f in trainer.findings}
-    init = dict(mode=cfg.wandb, dir=str(trainer.dir), name=config["name"], group=config["study"], resume="allow",
-                id=path.read_text() if trainer.main and path.exists() else None, config=config | dict(audit=audit))
-    project = "tensorboard" if cfg.wandb == "disabled" else cfg.wandb_project
-    trainer.accelerator.init_trackers(project, init_kwargs=dict(wandb=init))
+def begin_record(trainer):
+    "Delete what belongs to earlier attempts alone, write `config.json`, begin metrics and trackers."
+    cfg, run, step, last = trainer.cfg, trainer.dir, trainer.state.step, trainer.last
+    trainer.accelerator.wait_for_everyone() # all have read what they go on from
+    if not trainer.main: return
+    trainer.trackers += start_wandb(trainer) # first of all: it may be refused
+    if last == 0: clear_run(run, *(t.folder for t in trainer.trackers))
+    lines = cut_lines(run/"metrics.jsonl", step)
+    if (run/"bad_steps.jsonl").exists(): cut_lines(run/"bad_steps.jsonl", step)
+    if last: cut_run(run, step)
+    clear_attempt(run)
+    trainer.mark_best()
+    if cfg.init_from: keep_init_from(check_init_from(cfg.init_from, run), run)
+    full = trainer.config | dict(environment=environment(), processes=trainer.accelerator.num_processes)
+    save_json(full, run/"config.json")
+    for t in trainer.trackers: t.keep()
+    if cfg.tensorboard: trainer.trackers.append(TensorBoardLog(run, trainer.state.seconds))
+    for t in trainer.trackers:
+        for record in lines: t.log(record)
+    trainer.metrics = MetricsFile(run/"metrics.jsonl", step)
 
-def attach_summary(trainer):
-    "Give W&B the summary as an artifact."
-    if not trainer.main or trainer.cfg.wandb == "disabled": return
-    made = artifact(trainer.dir, f"{trainer.config['study']}-{trainer.config['name']}", "summary.json")
-    trainer.accelerator.get_tracker("wandb", unwrap=True).log_artifact(made)
+def cut_lines(path, step: int) -> list[dict]: # the lines that stay
+    "Drop the lines of a file of metrics that come after a step."
+    MetricsFile(path, step).close()
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+def start_wandb(trainer) -> list: # of a `WandbLog`; empty where it is disabled
+    "Begin the W&B run; a new one there if it has lines that will not be taken again as they were."
+    cfg, run, last = trainer.cfg, trainer.dir, trainer.last
+    if cfg.wandb == "disabled": return []
+    audit = {f.check: f.verdict for f in trainer.findings}
+    fresh = last == 0 or last is not None and last_metrics(run).get("step", 0) > trainer.state.step
+    return [WandbLog(run, cfg, trainer.config | dict(audit=audit), fresh)]

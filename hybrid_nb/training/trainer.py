@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 from ..core.files import read_json, save_json
-from ..core.runs import list_checkpoints, MetricsFile
+from ..core.runs import checkpoint_step, list_checkpoints
 from ..models import modeling # noqa: F401 (it registers the hybrid model with transformers)
 from ..models.context_growth import freeze_old
 from .bad_steps import abort, is_good
@@ -30,7 +30,7 @@ from .init_from import check_init_from
 from .objective import Objective
 from .optim import decayed, learning_rate, make_optimizers
 from .preemption import handle_preemption, pause, poll_requests, stop
-from .record import audit_start, finish_run, start_trackers
+from .record import audit_start, begin_record, finish_run
 
 # %% ../../nbs/06_training/04_trainer.ipynb #d2ecdc49
 @dataclass
@@ -60,33 +60,29 @@ class Trainer:
                  run_dir, # folder of the run
                  config: dict, # for the summary: name, study, pattern, seed and the statistics of the corpus
                  progress: bool = True, # show progress bars
-                 on_step=None # called with the trainer after each step
+                 on_step=None, # called with the trainer after each step
+                 last: int|None = None # latest step to go on from; what follows is deleted. 0: start over, None: any
                 ):
         self.data, self.cfg, self.dir, self.config = data, cfg, Path(run_dir), config
-        self.progress, self.on_step = progress, on_step
-        self.accelerator, self.state = make_accelerator(cfg, self.dir), State()
+        self.progress, self.on_step, self.last = progress, on_step, last
+        self.accelerator, self.state = make_accelerator(cfg), State()
+        self.metrics, self.trackers = None, [] # of the process that writes
         self.pending = [] # of each step since the last line of metrics: targets, and loss and norm on the device
         self.signal = None # name of the signal that has asked the run to stop
         self.kept = {} # with `stateful`: part of the batch -> name -> state in which its windows ended
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process # whether this process writes the files of the run
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
-        if self.main: self.clean_up()
         set_seed(cfg.seed)
         self.model = AutoModelForCausalLM.from_config(model_config)
-        saved = load_newest(self.dir, self.model)
+        saved = load_newest(self.dir, self.model, last)
         if cfg.init_from and not saved:
             load_weights(check_init_from(cfg.init_from), self.model, cfg.expand_context)
         if cfg.train_new_only: freeze_old(self.model)
         self.prepare()
         if saved: self.restore(saved)
-        if self.main: self.metrics = MetricsFile(self.dir/"metrics.jsonl", self.state.step)
         if data.cfg.stateful: self.windows = data.val_documents(cfg.eval_batches * cfg.batch_size)
         else: self.windows = eval_windows(data.n_val_windows, cfg.batch_size, cfg.eval_batches, self.eval_size)
-
-    def clean_up(self):
-        "Remove what a death in the middle of a checkpoint left."
-        for rest in (self.dir/"checkpoints").glob(".*.tmp"): shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 # %% ../../nbs/06_training/04_trainer.ipynb #db7825d6
 @patch(as_prop=True)
@@ -290,14 +286,13 @@ def restore(self: Trainer, folder):
                              options=StateDictOptions(full_state_dict=True))
     self.share_kept(saved.get("kept", {}))
     if self.accelerator.scaler and saved["scaler"]: self.accelerator.scaler.load_state_dict(saved["scaler"])
-    if self.main: self.mark_best()
 
 # %% ../../nbs/06_training/04_trainer.ipynb #b63bded8
 @patch
 def prune(self: Trainer, newest):
     "Remove checkpoints that are neither regular, nor the newest, nor the best."
     every, keep, saved = self.cfg.checkpoint_every, self.cfg.keep_checkpoints, list_checkpoints(self.dir)
-    regular = [p for p in saved if every and int(p.name[5:]) % every == 0]
+    regular = [p for p in saved if every and checkpoint_step(p) % every == 0]
     best = self.dir/"checkpoints"/"best.json"
     best = read_json(best)["folder"] if best.exists() else None
     for p in set(saved) - {*regular[-keep:], newest}: # with keep_checkpoints=0 all regular ones are kept
@@ -336,7 +331,7 @@ def log(self: Trainer, evaluates: bool):
     record, s = self.flush(), self.state
     if evaluates: record |= self.validate()
     if self.main: self.metrics.write(record)
-    self.accelerator.log(record, step=s.step)
+    for tracker in self.trackers: tracker.log(record)
     shown = f"loss {s.train_loss or math.nan:.3f}" + (f", val {s.val_loss:.3f}" if s.val_loss else "")
     self.bar.set_postfix_str(shown, refresh=False)
 
@@ -348,13 +343,13 @@ def fit(self: Trainer) -> dict: # the summary
     self.bar = tqdm(total=self.cfg.steps, initial=self.state.step, desc=self.config["name"], unit="step",
                     dynamic_ncols=True, mininterval=1, disable=not (self.progress and self.main))
     try:
-        start_trackers(self)
+        begin_record(self)
         with handle_preemption(self): self.loop()
         return finish_run(self)
     except torch.OutOfMemoryError as e: raise self.out_of_memory() from e
     finally:
         self.bar.close()
-        if self.main: self.metrics.close()
+        for log in [self.metrics] * bool(self.metrics) + self.trackers: log.close()
         self.objective = None
         self.accelerator.free_memory()
         gc.collect() # DDP goes before the group of processes, or its end may deadlock (torch 2.13 with gloo)

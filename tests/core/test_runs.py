@@ -91,9 +91,10 @@ def test_every_state_of_a_run(tmp_path):
 
 
 def test_a_cleared_run_is_no_longer_stopped(tmp_path):
-    for name in "summary.json stopped.json config.json metrics.jsonl bad_steps.jsonl val_windows.npz".split():
+    for name in ("summary.json stopped.json config.json metrics.jsonl bad_steps.jsonl val_windows.npz wandb_id "
+                 "train.ipynb").split():
         (tmp_path/name).write_text("{}")
-    for name in "checkpoints init_from start".split(): (tmp_path/name).mkdir()
+    for name in "checkpoints init_from start wandb tensorboard".split(): (tmp_path/name).mkdir()
     clear_run(tmp_path)
     assert run_state(tmp_path) == dict(status="interrupted", step=0, error=None)
     assert list(tmp_path.iterdir()) == []
