@@ -1,7 +1,7 @@
 "From text to tokens and back, with every kind of tokenizer."
 import random
 import pytest
-from helpers.tokenizers import KINDS, TEXTS
+from helpers.every_tokenizer import KINDS, TEXTS
 from hybrid_nb.data.chat_template import render_chat, with_template
 from hybrid_nb.data.tokenizers import decode_text, encode_text, text_encoder, TextDecoder
 

@@ -95,7 +95,7 @@ def test_flags_are_the_settings():
     from hybrid_nb.training.cli import hybrid_train
     names = {f.name for c in configs for f in config_fields(c)}
     own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet", "recipe", "debug",
-           "preset", "family"}
+           "preset", "family", "extend"}
     assert set(signature(hybrid_train).parameters) == names | own | set(old_names)
 
 

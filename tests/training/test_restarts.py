@@ -51,8 +51,12 @@ def same_run(*runs):
     assert a == b
     configs = [json.loads((run/"config.json").read_text()) for run in runs]
     for part in "model", "data", "train", "corpus": assert configs[0][part] == configs[1][part]
+    x, y = ({p.name for p in list_checkpoints(run)} for run in runs)
+    assert x == y
+    x, y = ((run/"checkpoints"/"best.json") for run in runs)
+    assert x.exists() == y.exists() and (not x.exists() or x.read_text() == y.read_text())
     x, y = (list_checkpoints(run)[-1] for run in runs)
-    assert x.name == y.name and (x/"model.safetensors").read_bytes() == (y/"model.safetensors").read_bytes()
+    assert (x/"model.safetensors").read_bytes() == (y/"model.safetensors").read_bytes()
     x, y = (torch.load(folder/"trainer.pt", weights_only=True) for folder in (x, y))
     clock = dict(seconds=0, step_seconds=0, step_tokens=0)
     assert x["state"] | clock == y["state"] | clock

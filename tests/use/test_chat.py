@@ -204,7 +204,7 @@ def test_a_context(tales, tmp_path):
     (["TALES", "--prompts", "a", " "], "prompt 2: empty"),
     (["TALES", "--temperature", -1, "--prompt", "a"], "temperature -1.0: must be"),
     (["TALES", "--top_p", "x"], "invalid float value: 'x'"),
-    (["TALES", "--prompts_file", "latin.txt"], "latin.txt': not UTF-8 (byte 0xe9 at 3, line 1)"),
+    (["TALES", "--prompts_file", "latin.txt"], "latin.txt, line 1: not valid UTF-8 (byte 0xe9)"),
     (["TALES", "--prompts_file", "none.txt"], "no prompt in it"),
     (["TALES", "--prompts_file", "bad.jsonl"], "bad.jsonl, line 2: neither"),
     (["TALES", "--prompts_file", "gone"], "No such file"), (["cut", "--prompt", "a"], "cut"),

@@ -1,11 +1,15 @@
 "Folders that cannot be loaded, each refused with one line; pickles, which are never opened unasked."
-import json, os, shutil
+import ast, json, os, shutil
+from pathlib import Path
 import pandas as pd, pytest, torch
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 from helpers.console import run_console
 from hybrid_nb.core.files import read_json
+from hybrid_nb.models.modeling import HybridForCausalLM
 from hybrid_nb.use.checkpoints import best_checkpoint, find_checkpoints
 from hybrid_nb.use.loading import load_checkpoint
+
+root = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -125,3 +129,80 @@ def test_hybrid_import_refuses_what_is_no_other_programs_model(best, tmp_path, m
     code, _, err = run_console(capfd, "hybrid_nb.use.loading", "hybrid_import", best, "out")
     assert code == 2 and "a model of type 'hybrid_nb', which is no pattern" in err
     assert not (tmp_path/"out").exists()
+
+
+COMMANDS = dict(
+    audit=("hybrid_nb.use.commands", "hybrid_audit", "FOLDER"),
+    convert=("hybrid_nb.use.loading", "hybrid_import", "FOLDER", "converted"),
+    chat=("hybrid_nb.use.chat", "hybrid_chat", "FOLDER", "--prompt", "a", "--tokens", "2"),
+    probe=("hybrid_nb.study.task_runs", "hybrid_probe", "--checkpoint", "FOLDER"),
+    init_from=("hybrid_nb.training.cli", "hybrid_train", "--init_from", "FOLDER", "--max_documents", "40"),
+    start=("hybrid_nb.training.cli", "hybrid_train", "--start", "FOLDER", "--max_documents", "40"),
+    tokenizer=("hybrid_nb.training.cli", "hybrid_train", "--tokenizer", "FOLDER", "--max_documents", "40"))
+CLASSES = """
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+class Config(PreTrainedConfig): model_type = "own"
+class Model(PreTrainedModel): config_class = Config
+class Own(PreTrainedTokenizerFast): pass
+"""
+
+
+@pytest.fixture
+def trap(copy, best, tmp_path, monkeypatch):
+    "A copy whose configuration or tokenizer names code that lies beside it; nobody may ask whether to run that."
+    def asked(*_): pytest.fail("a question")
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setenv("HYBRID_NB_CACHE", str(tmp_path/"cache"))
+    monkeypatch.chdir(tmp_path)
+    def trap(config=None, tokenizer=None):
+        code = f"open({str(tmp_path/'harm')!r}, 'a').write(__name__)\n{CLASSES}"
+        files = dict(config_json=config or {}, tokenizer_config_json=tokenizer or {})
+        for name, more in files.items():
+            old = read_json(best/".".join(name.rsplit("_", 1)))
+            files[name] = json.dumps({k: v for k, v in (old | more).items() if v is not None}).encode()
+        return copy(own_py=code.encode(), **files)
+    return trap
+
+
+own_model = dict(auto_map=dict(AutoConfig="own.Config", AutoModel="own.Model", AutoModelForCausalLM="own.Model"))
+own_tokenizer = dict(tokenizer_class="Own", auto_map=dict(AutoTokenizer=["own.Own", "own.Own"]))
+not_run, unknown = "code of its own, which is not run here", "which transformers does not know, with code of its own"
+
+
+@pytest.mark.parametrize("command, config, tokenizer, message", [
+    *((c, {}, own_tokenizer, not_run) for c in ("chat", "probe", "init_from", "start", "tokenizer")),
+    *((c, own_tokenizer, {}, "copy': ") for c in ("chat", "init_from", "tokenizer")), # in config.json, as it once was
+    ("tokenizer", own_model | dict(model_type=None), own_tokenizer, not_run),
+    *((c, own_model | dict(model_type="own"), own_tokenizer, unknown) for c in ("audit", "convert", "chat")),
+    *((c, own_model | dict(model_type="own"), own_tokenizer, "a model of type 'own' (accepted: hybrid_nb,")
+      for c in ("probe", "init_from", "start"))])
+def test_code_that_lies_in_the_folder_is_not_run(trap, tmp_path, capfd, command, config, tokenizer, message):
+    "No command runs it or asks; each answers with one line."
+    folder, (module, name, *words) = trap(config, tokenizer), COMMANDS[command]
+    if config is own_tokenizer: # transformers reads it only where the tokenizer says nothing
+        (folder/"tokenizer_config.json").unlink()
+    code, out, error = run_console(capfd, module, name, *(str(folder) if w == "FOLDER" else w for w in words))
+    error = [l for l in error.splitlines() if not l.startswith("warning: ")]
+    assert code == 2 and message in error[0] and len(error) == 1, (code, out, error)
+    assert not (tmp_path/"harm").exists()
+
+
+def test_our_model_with_foreign_code_beside_it(trap, tmp_path):
+    "Ours by its type: this package's code is used, not what the folder names."
+    model, tokenizer = load_checkpoint(trap(own_model))
+    assert type(model) is HybridForCausalLM and len(tokenizer) and not (tmp_path/"harm").exists()
+
+
+def test_the_trap_works(trap, tmp_path):
+    "The code would run where it is trusted."
+    AutoTokenizer.from_pretrained(trap(tokenizer=own_tokenizer), trust_remote_code=True)
+    assert (tmp_path/"harm").exists()
+
+
+def test_everything_is_loaded_without_trust():
+    "Every call of `from_pretrained` in the package says so."
+    for path in (root/"hybrid_nb").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith(".from_pretrained"): continue
+            given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert given.get("trust_remote_code") == "False" or None in given, f"{path}: {ast.unparse(call)}"

@@ -1,7 +1,7 @@
 "Prompts, answers, streams and scores with every kind of tokenizer: nothing is lost between a text and its tokens."
 import pytest
 from helpers.small_models import small_writer
-from helpers.tokenizers import KINDS, TEXTS
+from helpers.every_tokenizer import KINDS, TEXTS
 from hybrid_nb.data.tokenizers import decode_text, encode_text
 from hybrid_nb.use.generation import Generator
 
