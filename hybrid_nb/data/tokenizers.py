@@ -38,7 +38,7 @@ def load_tokenizer(name: str, # of an `AutoTokenizer`, or its folder
     "Load a tokenizer; one without an end-of-text token gets one. `ValueError` if there is none of this name."
     import transformers
     try: tok = getattr(transformers, kind).from_pretrained(os.path.expanduser(name), trust_remote_code=False)
-    except (OSError, ValueError) as e:
+    except Exception as e:
         why = ("carries code of its own, which is not run here" if "trust_remote_code" in str(e) else
                f"not a folder with a tokenizer, nor to be had from the hub ({one_line(e)})")
         raise ValueError(f"tokenizer {name!r}: {why}") from None

@@ -26,11 +26,12 @@ def _must(c, settings: dict, pattern: str):
 
 def _loaded(source, accepted: tuple) -> PreTrainedModel:
     "The model itself, or the one of a folder or name; a `ValueError` if it is of another type."
-    c = source.config if isinstance(source, nn.Module) else AutoConfig.from_pretrained(source)
+    how = dict(trust_remote_code=False) # code that lies beside the weights is not run
+    c = source.config if isinstance(source, nn.Module) else AutoConfig.from_pretrained(source, **how)
     if c.model_type not in accepted:
         raise ValueError(f"checkpoint {c.name_or_path!r}: a model of type {c.model_type!r}, which is no pattern "
                          f"(accepted: {', '.join(accepted)})")
-    return source if isinstance(source, nn.Module) else AutoModelForCausalLM.from_pretrained(source)
+    return source if isinstance(source, nn.Module) else AutoModelForCausalLM.from_pretrained(source, **how)
 
 def _our_model(theirs, pattern: str, our_name, eps: float, **settings) -> HybridForCausalLM:
     "A model of `pattern` with the weights of another program's; `our_name` turns their names to ours."

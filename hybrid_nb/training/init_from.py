@@ -62,7 +62,7 @@ def initial_model_config(folder: Path, # of a checkpoint
                          context_dim: int|None = None # to which its context is grown
                         ): # a `HybridConfig` or `ContextConfig`
     "The configuration of a checkpoint. Settings that contradict it are refused, except `dropout`."
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     [family] = [k for k, cls in families.items() if isinstance(config, cls)]
     if given.get("family", family) != family:
         raise ValueError(f"family {given['family']!r}: {_of_start} is of the family {family!r}")

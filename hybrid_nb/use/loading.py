@@ -50,6 +50,7 @@ def quiet_transformers():
 
 def _first_line(e: Exception, folder) -> str: # what an exception says, in one short line
     text = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+    if "trust_remote_code" in str(e): text = "it carries code of its own, which is not run here"
     text = " ".join(text.split()).removeprefix(f"checkpoint {str(folder)!r}: ")
     return text if len(text) < 300 else text[:297] + "…"
 
