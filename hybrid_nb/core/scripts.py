@@ -12,19 +12,23 @@ from functools import partial
 from importlib import import_module
 
 # %% ../../nbs/01_core/06_scripts.ipynb #104bb28f
+def _quit_from_now_on(name) -> bool: # False: Ctrl-C is no `KeyboardInterrupt` here, and stays what it is
+    def end(*_):
+        os.write(2, f"{name}: interrupted\n".encode())
+        os._exit(130)
+    in_main, usual = threading.current_thread() is threading.main_thread(), signal.default_int_handler
+    if not in_main or signal.getsignal(signal.SIGINT) is not usual: return False
+    signal.signal(signal.SIGINT, end)
+    return True
+
 @contextmanager
 def quit_on_interrupt(name: str # of the command
                      ):
     "A context in which Ctrl-C ends the process with one line and exit code 130, whatever it does."
-    def end(*_):
-        os.write(2, f"{name}: interrupted\n".encode())
-        os._exit(130)
-    mine = threading.current_thread() is threading.main_thread() \
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if mine: signal.signal(signal.SIGINT, end)
+    changed = _quit_from_now_on(name)
     try: yield
     finally:
-        if mine: signal.signal(signal.SIGINT, signal.default_int_handler)
+        if changed: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../../nbs/01_core/06_scripts.ipynb #44f4ef75
 command_modules = {name: module for module, names in {
@@ -40,7 +44,7 @@ def run_command(name: str # of the command
         command = getattr(import_module(f"hybrid_nb.{command_modules[name]}"), name)
         run_script = import_module("hybrid_nb.core.commands").run_script
     try: run_script(command.__wrapped__)
-    finally: signal.signal(signal.SIGINT, signal.SIG_IGN) # what is left takes a moment
+    finally: _quit_from_now_on(name) # while Python ends
 
 def __getattr__(name):
     if name not in command_modules: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
