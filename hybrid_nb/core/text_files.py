@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'compressed_suffixes', 'surrogates', 'plain_suffix', 'byte_blocks', 'decoded_blocks', 'check_text',
-           'text_pieces', 'parse_row', 'json_rows']
+           'text_pieces', 'parse_json', 'parse_row', 'json_rows']
 
 # %% ../../nbs/01_core/05_text_files.ipynb #tf000003
 import bz2, codecs, io, json, lzma, re, zlib
@@ -104,11 +104,15 @@ def text_pieces(file: str, # path; compressed ones too
     if any(held) or not end: yield _checked(n, "".join(held))
 
 # %% ../../nbs/01_core/05_text_files.ipynb #tf000012
-def parse_row(line: str) -> dict:
-    "The object that a line of JSON holds; a `ValueError` says what it holds instead."
-    try: row = json.loads(line.strip().removeprefix("\ufeff"))
+def parse_json(line: str): # dict, list, str, …
+    "What a line of JSON holds; a `ValueError` says what is wrong with it."
+    try: return json.loads(line.strip().removeprefix("\ufeff"))
     except json.JSONDecodeError as e: raise ValueError(f"not valid JSON ({e.msg}: column {e.colno})") from None
     except (RecursionError, ValueError) as e: raise ValueError(f"not valid JSON ({e})") from None
+
+def parse_row(line: str) -> dict:
+    "The object that a line of JSON holds; a `ValueError` says what it holds instead."
+    row = parse_json(line)
     if not isinstance(row, dict): raise ValueError("not valid JSON (not an object with fields)")
     return row
 

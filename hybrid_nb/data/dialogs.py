@@ -6,7 +6,6 @@
 __all__ = ['Dialogs']
 
 # %% ../../nbs/04_data/12_dialogs.ipynb #beaa144b
-import warnings
 from collections.abc import Iterator
 from fastcore.basics import patch
 from ..core.text_files import check_text
@@ -31,6 +30,7 @@ class Dialogs(Documents):
         if self.corpus.on_bad_line == "stop":
             raise ValueError(f"corpus {self.corpus.name!r}: {place}: {what} (on_bad_line 'skip' leaves it out)")
         self.bad_places.setdefault(place, str(what))
+        self.first_bad = self.first_bad or f"{place}: {what}"
 
     def rows(self) -> Iterator[dict]:
         "Every example, with copies."
@@ -64,10 +64,3 @@ def _distinct(self: Dialogs):
     self.total, skipped = len(kept), len(self.bad_places)
     self.counts = dict(read=read + skipped, skipped=skipped, duplicates=read - len(kept))
     return kept
-
-@patch
-def mention(self: Dialogs):
-    "Warn once, with how many rows were left out and the first of them."
-    for place, what in list(self.bad_places.items())[:1]:
-        warnings.warn(f"corpus {self.corpus.name!r}: {len(self.bad_places)} bad rows left out, the first: "
-                      f"{place}: {what}", stacklevel=2)

@@ -171,7 +171,7 @@ class Documents:
         "Warn with how many rows were left out as bad, and the first of them."
         n, first = (self.counts or {}).get("skipped"), self.first_bad
         first = f", the first: {first}" if first else "" # unknown where rows were read in an earlier attempt
-        if n: warnings.warn(f"corpus {self.corpus.name!r}: {n:,} bad rows left out{first}", stacklevel=2)
+        if n: warnings.warn(f"corpus {self.corpus.name!r}: {n:,} bad row{'s'*(n > 1)} left out{first}", stacklevel=2)
 
     @cached_property
     def total(self) -> int | None:

@@ -59,7 +59,8 @@ EXAMPLE = np.dtype([("start", "<i8"),    # of its tokens, in all
                     ("response", "<i8"), # where its response begins
                     ("end", "<i8"),      # one after its last token
                     ("bytes", "<i8"),    # of the response in UTF-8, as far as it is kept
-                    ("row", "<i8")])     # where it stood in the corpus
+                    ("row", "<i8"),      # where it stood in the corpus
+                    ("hash", "<u8")])    # of its instruction
 
 def _encode_dialogs(dialogs, tok, cfg, progress):
     "The tokens and records of both sides, and how many prompts and responses were cut."
@@ -71,7 +72,7 @@ def _encode_dialogs(dialogs, tok, cfg, progress):
         start = records[-1][2] if records else 0
         kept = decode_text(tok, ids[n:], ids[:n]) if cut[1] else d["response"]
         tokens.append(np.array(ids, dtype))
-        records.append((start, start + n, start + len(ids), len(kept.encode()), d["row"]))
+        records.append((start, start + n, start + len(ids), len(kept.encode()), d["row"], d["instruction_hash"]))
         cuts = [a + b for a, b in zip(cuts, cut)]
     return sides, cuts
 
@@ -95,7 +96,7 @@ def write_dialogs(folder: Path, # an empty folder
                  ):
     "Tokenize all examples, with their facts in `meta.json`; a `ValueError` where one side of the split is empty."
     sides, cuts = _encode_dialogs(dialogs, tok, cfg, progress)
-    dialogs.mention()
+    dialogs.mention_skipped()
     counts = dialogs.counts | dict(skipped=len(dialogs.bad_places), prompts_cut=cuts[0], responses_cut=cuts[1])
     for side, (tokens, records) in sides.items():
         if not records:

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from fastcore.script import Param
 from transformers.utils import logging as hf_logging
+from ..core.text_files import check_text, parse_json, plain_suffix, text_pieces
 from ..core.commands import command
 from .conversation import Chat, default_sampling, read_transcript, tokens_of
 from .generation import Generator
@@ -144,19 +145,21 @@ def chat_in_pipe(chat: Chat, lines: Iterable[bytes], json_lines: bool = False # 
 def read_prompts(path) -> list[str]:
     "The prompts of a file: one a line, or, in a .jsonl file, a JSON text or an object with a `prompt` a line."
     path = Path(path).expanduser()
-    name = f"prompts_file {str(path)!r}"
-    try: data = path.read_bytes()
-    except OSError as e: raise ValueError(f"{name}: {e.strerror}") from None
-    text = decode_utf8(data, name).removeprefix("\ufeff")
-    lines = [(n, l) for n, l in enumerate(text.splitlines(), 1) if l.strip()]
-    if not lines: raise ValueError(f"{name}: no prompt in it")
-    return [_json_prompt(l, f"{path}, line {n}") if path.suffix == ".jsonl" else l for n, l in lines]
+    try: lines = [(n, line) for n, line in text_pieces(path) if isinstance(line, ValueError) or line.strip()]
+    except ValueError as e: raise ValueError(f"prompts_file {e}") from None
+    if not lines: raise ValueError(f"prompts_file {str(path)!r}: no prompt in it")
+    prompts = []
+    for n, line in lines:
+        try:
+            if isinstance(line, ValueError): raise line
+            prompts.append(check_text(_json_prompt(line) if plain_suffix(path) == ".jsonl" else line))
+        except ValueError as e: raise ValueError(f"prompts_file {path}, line {n}: {e}") from None
+    return prompts
 
-def _json_prompt(line, where):
-    try: row = json.loads(line)
-    except ValueError as e: raise ValueError(f"{where}: {e}") from None
+def _json_prompt(line):
+    row = parse_json(line)
     row = row.get("prompt") if isinstance(row, dict) else row
-    if not isinstance(row, str): raise ValueError(f"{where}: neither a text nor an object with a prompt")
+    if not isinstance(row, str): raise ValueError("neither a text nor an object with a prompt")
     return row
 
 def answer_all(chat: Chat, prompts: list[str], json_lines: bool, # print answers as JSON objects

@@ -176,7 +176,7 @@ def test_bad_lines_are_left_out(lab):
     (lab/"some.jsonl").write_text((lab/"chat.jsonl").read_text() + '{"instruction": "cut\n')
     small = dict(steps=2, hidden_size=32, num_attention_heads=2)
     settings = TINY | small | dict(corpus="some.jsonl", dialog=True, on_bad_line="skip")
-    with pytest.warns(UserWarning, match="1 bad rows left out, the first: .*some.jsonl, line 41: not valid JSON"):
+    with pytest.warns(UserWarning, match="1 bad row left out, the first: .*some.jsonl, line 41: not valid JSON"):
         s = train_run("A", name="skips", progress=False, **settings)
     assert read_json(Path("runs")/"default"/"skips"/"config.json")["corpus"]["skipped"] == 1 and s["steps"] == 2
 

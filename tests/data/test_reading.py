@@ -2,6 +2,7 @@
 import gzip, json, unicodedata
 from dataclasses import replace
 import pandas as pd, pytest
+from hybrid_nb.audit.contamination import search_streams
 from hybrid_nb.data.corpora import DataConfig, resolve_corpus
 from hybrid_nb.data.documents import Documents
 from helpers.preparing import documents, load
@@ -124,3 +125,22 @@ def test_bad_lines_of_text_files(tmp_path):
             texts(corpus=str(tmp_path/"a.txt"), text_unit=unit)
         found, n = counts(corpus=str(tmp_path/"a.txt"), text_unit=unit, on_bad_line="skip")
         assert "".join(found).replace("\n", "") == "One.Two.Three." and n["skipped"] == 1
+
+
+@pytest.mark.parametrize("dialog", [False, True])
+def test_the_audit_knows_a_copy_in_another_form(tmp_path, dialog):
+    "As if someone had split the corpus himself: the same words on both sides, with accents in two forms."
+    words = [f"déjà vu à la crémerie {i}: {t}" for i, t in enumerate(some_texts(60))]
+    def rows(form):
+        texts_of = [unicodedata.normalize(form, w) for w in words]
+        return [dict(instruction=t, response="oui") if dialog else dict(text=t) for t in texts_of]
+    sides = []
+    for form in "NFC", "NFD":
+        file = write_jsonl(tmp_path/f"{form}.jsonl", rows(form))
+        sides.append(load(DataConfig(corpus=file, dialog=dialog, val_fraction=.5, length=64, vocab_size=400,
+                                     cache_dir=str(tmp_path/form))))
+    a, b = sides
+    assert sorted(a.train.records["hash"]) == sorted(b.train.records["hash"]) # the same split
+    assert search_streams(a)["copies"] == 0
+    a.val = b.train # has other tokens
+    assert search_streams(a)["copies"] == a.train.n_documents

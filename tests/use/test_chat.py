@@ -7,7 +7,7 @@ import pytest, torch
 from helpers.small_models import small_writer
 from hybrid_nb.core.commands import run_script
 from hybrid_nb.data.tokenizers import train_bpe
-from hybrid_nb.use.chat import hybrid_chat
+from hybrid_nb.use.chat import hybrid_chat, read_prompts
 from hybrid_nb.use.conversation import Chat, default_sampling
 from hybrid_nb.use.generation import Generator
 from hybrid_nb.use.slash_commands import respond
@@ -223,3 +223,13 @@ def test_what_is_refused_in_one_line(talkers, tales, tmp_path, monkeypatch, argv
     places = dict(TALES=tales, DIALOGS=talkers/"runs/dialogs")
     code, out, err = command(*(places.get(x, x) for x in argv))
     assert code == 2 and message in err and err.count("\n") == 1 and not out, (code, out, err)
+
+
+def test_prompts_are_lines_of_the_file_and_of_nothing_else(tmp_path):
+    "U+2028 and its like end no line; a byte order mark is no part of a prompt; what is no text is named."
+    (tmp_path/"a.jsonl").write_text('\ufeff{"prompt": "one\u2028two\x85three"}\r\n\n"four"\n')
+    assert read_prompts(tmp_path/"a.jsonl") == ["one\u2028two\x85three", "four"]
+    (tmp_path/"a.txt").write_text("\ufeffone\u2028two\r\nthree")
+    assert read_prompts(tmp_path/"a.txt") == ["one\u2028two", "three"]
+    (tmp_path/"half.jsonl").write_text('"fine"\n"\\ud83d"\n')
+    with pytest.raises(ValueError, match="half.jsonl, line 2: half a character"): read_prompts(tmp_path/"half.jsonl")
