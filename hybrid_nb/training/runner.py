@@ -95,6 +95,7 @@ def with_tokens(model_config,
         raise ValueError(f"corpus {data.cfg.corpus!r}: the validation split is empty (use more documents)")
     model_config, tok = deepcopy(model_config), data.tokenizer
     for k in token_ids: setattr(model_config, k, getattr(tok, k))
+    if data.windows is not None: model_config.bos_token_id = tok.eos_token_id # what stands before a document
     if init_from and data.vocab_size > model_config.vocab_size:
         raise ValueError(f"tokenizer {data.cfg.tokenizer!r}: has {data.vocab_size:,} tokens, "
                          f"the checkpoint that the run starts from {model_config.vocab_size:,}")

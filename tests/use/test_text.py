@@ -1,8 +1,10 @@
 "Prompts, answers, streams and scores with every kind of tokenizer: nothing is lost between a text and its tokens."
-import pytest
+import pytest, torch
 from helpers.small_models import small_writer
+from helpers.texts import some_texts, write_jsonl
 from helpers.every_tokenizer import KINDS, TEXTS
 from hybrid_nb.data.tokenizers import decode_text, encode_text
+from hybrid_nb.training.runner import train_run
 from hybrid_nb.use.generation import Generator
 
 
@@ -60,7 +62,6 @@ def test_the_pieces_of_a_score_are_the_text(gen):
 
 def test_a_score_begins_where_training_did(gen):
     "After the token between documents, whatever the tokenizer would put before a text."
-    import torch
     ids = encode_text(gen.tokenizer, TEXTS[0])
     x = torch.tensor([[gen.eos, *ids]])
     with torch.no_grad(): want = gen.model(x, labels=x).loss
@@ -73,3 +74,18 @@ def test_a_model_of_another_program_has_its_first_token():
     gen.model.config.bos_token_id = tok.bos_token_id
     assert gen.encode(PROMPT) == [tok.bos_token_id, *encode_text(tok, PROMPT)]
     assert "".join(gen.score(PROMPT).pieces) == PROMPT
+
+
+def test_a_trained_model_knows_what_stood_before_a_text(tmp_path):
+    "With a tokenizer whose first token is another than the one between documents."
+    KINDS["appending"]().save_pretrained(tmp_path/"tok")
+    corpus = write_jsonl(tmp_path/"a.jsonl", [dict(text=t) for t in some_texts(60)])
+    train_run("M", runs=tmp_path, study="s", name="r", corpus=corpus, tokenizer=str(tmp_path/"tok"), steps=1, length=16,
+              batch_size=2, hidden_size=16, num_attention_heads=2, recall_documents=0, progress=False,
+              cache_dir=str(tmp_path/"cache"))
+    gen = Generator(tmp_path/"s"/"r")
+    assert gen.model.config.bos_token_id == gen.eos != gen.tokenizer.bos_token_id
+    ids = encode_text(gen.tokenizer, "It rained.")
+    assert gen.encode("It rained.") == ids
+    x = torch.tensor([[gen.eos, *ids]])
+    with torch.no_grad(): assert abs(gen.score("It rained.").loss - gen.model(x, labels=x).loss) < 1e-5
