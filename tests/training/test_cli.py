@@ -2,8 +2,11 @@
 import json, subprocess, sys, time
 import pytest, torch
 from helpers.lab import command, flags, lines
+from hybrid_nb.core.commands import CommandParser
 from hybrid_nb.core.files import read_json
 from hybrid_nb.core.runs import old_names
+from hybrid_nb.training.cli import hybrid_train
+from hybrid_nb.training.fields import all_settings
 
 OWN_MIXER = """
 from torch import nn
@@ -92,11 +95,22 @@ def test_flags_are_the_settings():
     "Every setting has a flag, under its old name too, and nothing else does."
     from inspect import signature
     from hybrid_nb.training.config import config_fields, configs
-    from hybrid_nb.training.cli import hybrid_train
     names = {f.name for c in configs for f in config_fields(c)}
     own = {"name", "study", "runs", "plugins", "use_wandb", "rebuild_cache", "restart", "quiet", "recipe", "debug",
            "preset", "family", "extend"}
     assert set(signature(hybrid_train).parameters) == names | own | set(old_names)
+
+
+def test_switches_are_passed_on_as_they_are_said():
+    "Those of settings under present and old names; what is not said is not passed on."
+    def parsed(*words): return vars(CommandParser(hybrid_train.__wrapped__).parse_args(words))
+    switches = [*(k for k, s in all_settings().items() if s.types == [bool]), "carry_state"]
+    assert {"save_best", "tie_word_embeddings", "compile"} <= set(switches)
+    for name in switches:
+        assert name not in parsed() and parsed(f"--{name}")[name] is True and parsed(f"--no-{name}")[name] is False
+        assert parsed(f"--{name}", "false")[name] is False and parsed(f"--{name}", "true")[name] is True
+    for name in "debug", "restart", "quiet", "use_wandb", "rebuild_cache":
+        assert parsed()[name] is False and parsed(f"--{name}", "false")[name] is False and parsed(f"--{name}")[name]
 
 
 def test_old_flags(lab, capsys):
