@@ -51,12 +51,11 @@ def same_run(*runs):
     assert a == b
     configs = [json.loads((run/"config.json").read_text()) for run in runs]
     for part in "model", "data", "train", "corpus": assert configs[0][part] == configs[1][part]
-    x, y = ({p.name for p in list_checkpoints(run)} for run in runs)
+    x, y = ({p.name: (p/"model.safetensors").read_bytes() for p in list_checkpoints(run)} for run in runs)
     assert x == y
     x, y = ((run/"checkpoints"/"best.json") for run in runs)
     assert x.exists() == y.exists() and (not x.exists() or x.read_text() == y.read_text())
     x, y = (list_checkpoints(run)[-1] for run in runs)
-    assert (x/"model.safetensors").read_bytes() == (y/"model.safetensors").read_bytes()
     x, y = (torch.load(folder/"trainer.pt", weights_only=True) for folder in (x, y))
     clock = dict(seconds=0, step_seconds=0, step_tokens=0)
     assert x["state"] | clock == y["state"] | clock
@@ -128,7 +127,7 @@ def test_deletion_that_is_interrupted(go, tmp_path, monkeypatch):
 @pytest.mark.parametrize("more", [
     dict(schedule="constant"),
     dict(schedule="constant", stateful=True, optimizer="muon", dropout=.1, pattern="AM", gradient_accumulation_steps=2),
-    dict(schedule="wsd", decay_share=.5, min_learning_rate_ratio=.1), # down from step 4 there, from step 8 here
+    dict(schedule="wsd", decay_share=.5, min_learning_rate_ratio=.1, save_best=True), # down from step 4 there, from step 8 here
     dict(schedule="constant", eval_every=3, save_best=True), # the evaluation of step 8 is no part of the longer run
     dict(schedule="constant", eval_every=5, checkpoint_every=3, keep_checkpoints=1),
 ], ids=str)
@@ -145,9 +144,11 @@ def test_trained_longer(go, tmp_path, more):
 def test_interrupted_while_trained_longer(go, tmp_path):
     more = dict(schedule="constant", steps=16)
     go("longer", **more)
-    with pytest.raises(PowerCut): go(**more | dict(steps=8), keywords=dict(on_step=cut_at(7)))
-    with pytest.raises(PowerCut): go(**more, keywords=dict(on_step=cut_at(9), extend=True))
-    with pytest.raises(PowerCut): go(**more, keywords=dict(on_step=cut_at(13), extend=True))
+    with pytest.raises(PowerCut): go(**more | dict(steps=6), keywords=dict(on_step=cut_at(5)))
+    go(**more | dict(steps=8), keywords=dict(extend=True))
+    for step in (9, 13):
+        with pytest.raises(PowerCut): go(**more, keywords=dict(on_step=cut_at(step), extend=True))
+        assert not (tmp_path/"run"/"summary.json").exists() and not (tmp_path/"run"/"val_windows.npz").exists()
     go(**more) # by now it is a run of 16 steps
     same_run(tmp_path/"run", tmp_path/"longer")
 
