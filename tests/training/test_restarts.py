@@ -127,7 +127,7 @@ def test_deletion_that_is_interrupted(go, tmp_path, monkeypatch):
 @pytest.mark.parametrize("more", [
     dict(schedule="constant"),
     dict(schedule="constant", stateful=True, optimizer="muon", dropout=.1, pattern="AM", gradient_accumulation_steps=2),
-    dict(schedule="wsd", decay_share=.5, min_learning_rate_ratio=.1, save_best=True), # down from step 4 there, from step 8 here
+    dict(schedule="wsd", decay_share=.5, min_learning_rate_ratio=.1, save_best=True), # down from step 4, then 8
     dict(schedule="constant", eval_every=3, save_best=True), # the evaluation of step 8 is no part of the longer run
     dict(schedule="constant", eval_every=5, checkpoint_every=3, keep_checkpoints=1),
 ], ids=str)
