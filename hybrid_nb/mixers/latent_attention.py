@@ -10,6 +10,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .attention import causal_mask, RopeScaling, rotate
+from .plain_modules import is_plain
 
 # %% ../../nbs/02_mixers/13_latent_attention.ipynb #1c90afe0
 def halves(x: Tensor # (…, d), pairs (2i, 2i + 1)
@@ -133,5 +134,6 @@ def forward(self: LatentAttention,
     "Mix tokens; with a cache, over those of earlier calls too."
     q_nope, q_rope, latent, k_rope = self.project(x, position_ids)
     if cache is not None: latent, k_rope = cache.update(latent, k_rope, self.layer_idx)
-    mix = self.absorbed if cache is not None and self.absorbs(x.shape[1], latent.shape[2]) else self.plain
+    absorb = cache is not None and is_plain(self.kv_b_proj) and self.absorbs(x.shape[1], latent.shape[2])
+    mix = self.absorbed if absorb else self.plain
     return self.o_proj(mix(q_nope, q_rope, latent, k_rope, attention_mask).transpose(1, 2).flatten(2))

@@ -10,9 +10,10 @@ import math
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
+from .plain_modules import is_plain, project_parts
 from .scan import selective_scan
 from .recurrent import (
-    check_input, conv_silu, initial_steps, layer_states, project_halves, recurrent_state, set_unless_loaded,
+    check_input, conv_silu, initial_steps, layer_states, recurrent_state, set_unless_loaded,
     step_kernel, update_state, zero_padding)
 
 # %% ../../nbs/02_mixers/06_mamba.ipynb #e65ec0bb
@@ -63,6 +64,13 @@ def reset_parameters(self: Mamba):
 
 # %% ../../nbs/02_mixers/06_mamba.ipynb #7a0862f0
 @patch
+def steps(self: Mamba, dt: Tensor # (batch, length, dt_rank)
+         ) -> tuple: # (batch, length, d_inner) step sizes before the softplus, and the bias that the scan is to add
+    "The scan adds the bias in float32, unless the projection has to be called and does it."
+    if is_plain(self.dt_proj): return F.linear(dt, self.dt_proj.weight), self.dt_proj.bias
+    return self.dt_proj(dt), None
+
+@patch
 def forward(self: Mamba,
             x: Tensor,   # (batch, length, d_model)
             cache=None,  # transformers cache; its layer `layer_idx` holds this layer's state
@@ -76,12 +84,13 @@ def forward(self: Mamba,
                          self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         return self.out_proj(y.unsqueeze(1))
     state = recurrent_state(cache, self.layer_idx)
-    u, z = project_halves(x, self.in_proj)
+    u, z = project_parts(x, self.in_proj, [self.d_inner] * 2)
     u = conv_silu(zero_padding(u, padding_mask), self.conv1d, cache, self.layer_idx)
     u = zero_padding(u, padding_mask)
     dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-    dt, A = F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float())
+    dt, dt_bias = self.steps(dt)
+    A = -torch.exp(self.A_log.float())
     def scan(h, u, dt, B, C, z):
-        return selective_scan(u, dt, A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True, initial_state=h,
+        return selective_scan(u, dt, A, B, C, self.D, z, dt_bias, delta_softplus=True, initial_state=h,
                               return_state=True, backend=self.backend)
     return self.out_proj(update_state(scan, state, cache, self.layer_idx, u, dt, B, C, z))

@@ -10,6 +10,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .scan import has_cpu_kernel, state_dtype
+from .plain_modules import plain_types, project_parts
 from .recurrent import (
     check_input, conv_silu, initial_steps, layer_states, recurrent_state, set_unless_loaded, step_kernel,
     update_state, zero_padding)
@@ -42,6 +43,8 @@ class GatedRMSNorm(nn.Module):
             return gated_norm_cpu(x, z, self.weight, self.groups, self.eps)
         y = (x.to(f) * F.silu(z.to(f))).unflatten(-1, (self.groups, -1))
         return (F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.to(f)).to(x.dtype)
+
+plain_types.add(GatedRMSNorm) # the step kernel reads its weight
 
 # %% ../../nbs/02_mixers/10_mamba2.ipynb #c4f6f117
 def _check_sizes(d_model, expand, head_dim, n_groups, **positive):
@@ -106,11 +109,6 @@ def extra_repr(self: Mamba2):
             f"n_groups={self.n_groups}")
 
 # %% ../../nbs/02_mixers/10_mamba2.ipynb #c3462e2e
-def _parts(x, proj, sizes):
-    "Outputs of a projection in contiguous parts: `proj(x).split(sizes, -1)`."
-    biases = [None] * len(sizes) if proj.bias is None else proj.bias.split(sizes)
-    return [F.linear(x, w, b) for w, b in zip(proj.weight.split(sizes), biases)]
-
 @patch
 def forward(self: Mamba2,
             x: Tensor,   # (batch, length, d_model)
@@ -125,7 +123,7 @@ def forward(self: Mamba2,
                           self.conv1d, self.dt_bias, self.A_log, self.D, self.norm)
         return self.out_proj(y.unsqueeze(1))
     state, groups = recurrent_state(cache, self.layer_idx), self.n_groups * self.d_state
-    z, xBC, dt = _parts(x, self.in_proj, [self.d_inner, self.d_inner + 2 * groups, self.n_heads])
+    z, xBC, dt = project_parts(x, self.in_proj, [self.d_inner, self.d_inner + 2 * groups, self.n_heads])
     xBC = conv_silu(zero_padding(xBC, padding_mask), self.conv1d, cache, self.layer_idx)
     u, B, C = zero_padding(xBC, padding_mask).split([self.d_inner, groups, groups], dim=-1)
     u = u.unflatten(-1, (self.n_heads, self.head_dim))

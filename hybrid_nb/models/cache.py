@@ -26,6 +26,9 @@ class RecurrentLayer(LinearAttentionLayer):
         # a draft model reads its own tokens one by one, so what it kept before counts too
         self.past = None if past is None else ((self.past or []) + past)[-max_kept_states-1:]
         self.has_previous_state[state_idx] = True # also for a mixer without a convolution
+        if torch.is_grad_enabled() and self.is_recurrent_states_initialized[state_idx]:
+            self.recurrent_states[state_idx] = recurrent_states # the one before is needed for a gradient
+            return recurrent_states
         return super().update_recurrent_state(recurrent_states, state_idx)
 
     def update_conv_state(self, conv_states, *args, **kwargs):

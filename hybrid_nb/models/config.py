@@ -56,6 +56,7 @@ class HybridConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True # the head is the embedding, transposed
     initializer_range: float = 0.02 # standard deviation of the weights at the start
     use_cache: bool = True         # keep a cache while generating
+    fused_loss: bool = False       # in training with labels, return the loss alone and never hold all logits
     pad_token_id: int|None = None
     bos_token_id: int|None = None
     eos_token_id: int|None = None

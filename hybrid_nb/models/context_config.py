@@ -32,6 +32,7 @@ class ContextConfig(PreTrainedConfig):
     initializer_range: float = 0.02 # standard deviation of the head at the start
     tie_word_embeddings: bool = False # the head has its own matrix
     use_cache: bool = True         # keep a cache while generating
+    fused_loss: bool = False       # in training with labels, return the loss alone and never hold all logits
     pad_token_id: int|None = None
     bos_token_id: int|None = None
     eos_token_id: int|None = None

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from .losses import linear_cross_entropy
+from ..mixers.plain_modules import is_plain
+from .losses import head_cross_entropy
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
@@ -131,12 +132,34 @@ class ContextModel(ContextPreTrainedModel):
         layers, biases = tuple(l.weight for l in rest), tuple(l.bias for l in rest)
         return LoopWeights(first.weight, read, first.bias, *write, *norm, layers, biases)
 
+    def looped(self) -> list[nn.Module]:
+        "The modules that work at each token."
+        return [*self.fnn, *(m for b in self.blocks for m in (b.read, b.write, b.norm))]
+
     def first_context(self, x, context) -> Tensor: # (batch, context)
         "The context to start from, in float32 at least; `ValueError` if it does not fit."
         want = len(x), self.config.context_dim
         start = x.new_zeros(want) if context is None else context
         if start.shape != want: raise ValueError(f"context {tuple(start.shape)}: must be (batch, context_dim) = {want}")
         return start.to(torch.promote_types(x.dtype, torch.float32))
+
+# %% ../../nbs/03_models/11_context_vector.ipynb #27eb3824
+def _loop_modules(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
+    "`context_loop` by calls of the modules."
+    spec, (first, *rest), hs, cs = model.spec, model.fnn, [], []
+    for t in range(x.shape[1]):
+        parts = c.split(spec.sizes, -1)
+        h = first(x[:, t]) + sum(b.read(part.to(x.dtype)) for b, part in zip(model.blocks, parts))
+        h = F.dropout(F.relu(h), spec.dropout)
+        for layer in rest: h = F.dropout(F.relu(layer(h)), spec.dropout)
+        new = []
+        for b, old in zip(model.blocks, parts):
+            z = b.write(h).to(c.dtype).chunk(3 if spec.gated else 1, -1)
+            new.append(b.norm(z[0].sigmoid()*old + z[1].sigmoid()*z[2] if spec.gated else z[0]))
+        new = torch.cat(new, -1).clamp(-spec.limit, spec.limit)
+        c = new if keep is None else torch.where(keep[:, t, None], new, c)
+        hs.append(h); cs.append(c)
+    return torch.stack(hs, 1), torch.stack(cs, 1)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #20bf6a38
 @patch
@@ -155,7 +178,8 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     keep = None if attention_mask is None else attention_mask[:, -x.shape[1]:].bool()
     if keep is not None and not torch.compiler.is_compiling() and keep.all(): keep = None
     fast = c.loop == "fast" or c.loop == "auto" and not torch.compiler.is_compiling()
-    h, contexts = (context_loop if fast else context_loop_plain)(x, start, keep, self.loop_weights(), self.spec)
+    if not is_plain(*self.looped()): h, contexts = _loop_modules(self, x, start, keep)
+    else: h, contexts = (context_loop if fast else context_loop_plain)(x, start, keep, self.loop_weights(), self.spec)
     lost = None
     if c.reconstruction_weight and auxiliary:
         lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, keep)
@@ -205,14 +229,15 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = loss = None
         if labels is not None and shift_labels is None: shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
-        if shift_labels is None or not self.training: logits = self.lm_head(out.last_hidden_state[:, keep])
+        fused = self.training and self.config.fused_loss and shift_labels is not None
+        if not fused: logits = self.lm_head(out.last_hidden_state[:, keep])
         if shift_labels is not None: loss = self.training_loss(out, shift_labels, **kwargs)
         return ContextOutput(loss=loss, logits=logits, past_key_values=out.past_key_values, context=out.context,
                              contexts=out.contexts, reconstruction_loss=out.reconstruction_loss)
 
     def training_loss(self, out, shift_labels, num_items_in_batch=None, **kwargs) -> Tensor:
         "Mean over targets, or the sum divided by `num_items_in_batch`, and the reconstruction loss by its weight."
-        nats, _ = linear_cross_entropy(out.last_hidden_state, self.lm_head.weight, shift_labels)
+        nats, _ = head_cross_entropy(out.last_hidden_state, self.lm_head, shift_labels)
         loss = nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
         if out.reconstruction_loss is None: return loss
         return loss + self.config.reconstruction_weight * out.reconstruction_loss

@@ -47,7 +47,8 @@ def read_settings(module: str, # where the class is declared, such as `hybrid_nb
 config_modules = dict(HybridConfig="hybrid_nb.models.config", ContextConfig="hybrid_nb.models.context_config",
                       DataConfig="hybrid_nb.data.corpora", TrainConfig="hybrid_nb.training.config")
 token_ids = "pad_token_id bos_token_id eos_token_id".split() # the tokenizer decides them
-_not_settings = dict(HybridConfig={*token_ids, "use_cache", "vocab_size"}, DataConfig=set(), TrainConfig=set())
+_not_settings = dict(HybridConfig={*token_ids, "use_cache", "fused_loss", "vocab_size"}, DataConfig=set(),
+                     TrainConfig=set())
 _not_settings["ContextConfig"] = _not_settings["HybridConfig"] | {"tie_word_embeddings", "context_blocks"}
 
 declared = {cls: [s for s in read_settings(module, cls) if s.name not in _not_settings[cls]]

@@ -8,9 +8,10 @@ __all__ = ['Objective']
 # %% ../../nbs/06_training/03_objective.ipynb #3a5f7d71
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from ..mixers.plain_modules import is_plain
 from ..models.cache import WindowState
 from ..models.context_config import ContextConfig
-from ..models.losses import linear_cross_entropy
+from ..models.losses import head_cross_entropy
 
 # %% ../../nbs/06_training/03_objective.ipynb #98920550
 class Objective(nn.Module):
@@ -31,7 +32,7 @@ class Objective(nn.Module):
         if each:
             found = self.nats_of_each(out.last_hidden_state, targets)
             return found if state is None else (*found, left)
-        nats, correct = linear_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings().weight, targets)
+        nats, correct = head_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings(), targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
         return (nats / count, correct) if state is None else (nats / count, correct, left)
 
@@ -47,9 +48,9 @@ class Objective(nn.Module):
 
     def nats_of_each(self, hidden, targets) -> tuple: # (batch, length) each; 0 where nothing is counted
         "Nats of each target, and whether it has the highest logit; never all logits at once."
-        head, nats, correct = self.model.get_output_embeddings().weight, [], []
+        head, nats, correct = self.model.get_output_embeddings(), [], []
         for h, y in zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)):
-            logits = (h @ head.T.to(h.dtype)).float()
+            logits = (F.linear(h, head.weight.to(h.dtype)) if is_plain(head) else head(h)).float()
             nats.append(F.cross_entropy(logits, y, reduction="none"))
             correct.append(logits.argmax(-1) == y)
         return torch.cat(nats).view_as(targets), torch.cat(correct).view_as(targets)

@@ -156,7 +156,7 @@ def test_bad_input(tmp_path, monkeypatch, capsys, words, message):
 def test_given_flags_overrule_the_recipe(monkeypatch):
     "Also where the flag says what is the default anyway."
     seen = {}
-    def fake_train(model, data, training, *_):
+    def fake_train(model, data, training, *_, **_kw):
         seen.update(m=model, d=data, t=training)
         return dict(name="x", study="y")
     monkeypatch.setattr("hybrid_nb.training.runner.train", fake_train)
