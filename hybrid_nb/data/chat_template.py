@@ -6,9 +6,10 @@
 __all__ = ['TEMPLATE', 'MARK', 'with_template', 'mark_special', 'render_messages', 'template_ids', 'user_turn', 'conversation',
            'render_chat', 'whole_characters', 'cut_user', 'encode_example']
 
-# %% ../../nbs/04_data/11_chat_template.ipynb #5ac94bae
+# %% ../../nbs/04_data/11_chat_template.ipynb #7fce8e90
 import re
-from .tokenizers import decode_text, encode_text
+from ..core.text_files import check_text
+from .tokenizers import control_tokens, decode_text, encode_text, ends_within
 
 # %% ../../nbs/04_data/11_chat_template.ipynb #156b6e2d
 TEMPLATE = """{{- bos_token }}
@@ -27,13 +28,13 @@ def with_template(tok # a tokenizer of `transformers`
     if not tok.chat_template: tok.chat_template = TEMPLATE
     return tok
 
-# %% ../../nbs/04_data/11_chat_template.ipynb #0ce914d3
+# %% ../../nbs/04_data/11_chat_template.ipynb #edb5ca7b
 MARK = "\ufdd0"
 
 def mark_special(tok, text: str) -> str:
-    "`text` with a mark in what is spelt like a special token."
-    for t in sorted(set(filter(None, tok.all_special_tokens)), key=len, reverse=True):
-        text = text.replace(t, t[0] + MARK + t[1:])
+    "`text` with a mark in what is spelt like a control token."
+    for t in sorted(control_tokens(tok), key=len, reverse=True):
+        text = re.sub(re.escape(t), lambda m: m[0][0] + MARK + m[0][1:], text, flags=re.IGNORECASE)
     return text
 
 def render_messages(tok, # a tokenizer with a chat template
@@ -41,18 +42,23 @@ def render_messages(tok, # a tokenizer with a chat template
                     answer: bool = True # up to where an answer begins?
                    ) -> str:
     "The text of a conversation, with marks, for `template_ids`."
-    marked = [m | dict(content=mark_special(tok, m["content"])) for m in messages]
+    marked = [m | dict(content=mark_special(tok, check_text(m["content"]))) for m in messages]
     return tok.apply_chat_template(marked, add_generation_prompt=answer, tokenize=False)
 
 def template_ids(tok, text: str # from `render_messages`, or a part of it
                 ) -> list[int]:
     "The tokens of a rendered conversation."
     if MARK not in text: return tok(text, add_special_tokens=False)["input_ids"] if text else []
-    special = sorted(set(filter(None, tok.all_special_tokens)), key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, special))})", text)
+    control = control_tokens(tok)
+    parts = re.split("((?:" + "|".join(map(re.escape, sorted(control, key=len, reverse=True))) + f")(?!{MARK}))", text)
+    if tok.is_fast:
+        e = tok(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = [(i, text[a:b]) for i, (a, b) in zip(e["input_ids"], e["offset_mapping"])]
+        ids = [i for i, piece in found if piece != MARK]
+        whole = not any(MARK in piece for i, piece in found if piece != MARK and i != tok.unk_token_id)
+        if whole and sum(i in control.values() for i in ids) == len(parts) // 2: return ids
     ids = []
-    for n, part in enumerate(parts):
-        ids += [tok.convert_tokens_to_ids(part)] if n % 2 else encode_text(tok, part.replace(MARK, ""))
+    for n, part in enumerate(parts): ids += [control[part]] if n % 2 else encode_text(tok, part.replace(MARK, ""))
     return ids
 
 # %% ../../nbs/04_data/11_chat_template.ipynb #7da3927e
@@ -77,9 +83,9 @@ def render_chat(tok, # a tokenizer with a chat template
 # %% ../../nbs/04_data/11_chat_template.ipynb #cd9f3c14
 def whole_characters(tok, ids: list[int]) -> list[int]:
     "`ids` without the beginning of a character at the end (a character may have up to four tokens)."
-    n = len(ids)
-    while n and len(ids) - n < 4 and tok.decode(ids[:n]).endswith("\ufffd"): n -= 1
-    return ids[:n] if n and len(ids) - n < 4 else ids
+    for n in range(len(ids), max(len(ids) - 4, 0), -1):
+        if not ends_within(tok, ids[:n]): return ids[:n]
+    return ids
 
 def cut_user(tok,
              user: str, # the user's turn

@@ -13,6 +13,7 @@ from ..core.files import read_json
 from ..core.runs import list_checkpoints, load_config
 from ..data.stories import documents
 from ..data.tokenization import token_spans
+from ..data.tokenizers import plain_backend
 from ..data.tokenizers import load_tokenizer
 from ..training.objective import Objective
 from ..training.evaluation import recall_table, recalled
@@ -58,10 +59,10 @@ def held_out_stories(tokenizer, # of the model
     "Fresh stories in tokens, with the spans that follow from earlier text."
     out = []
     for d in documents(n, seed + 1_000_003):
-        e = tokenizer(d["text"], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        spans = token_spans(d["recall"], e["offset_mapping"], d["text"])
+        e = plain_backend(tokenizer).encode(d["text"], add_special_tokens=False)
+        spans = token_spans(d["recall"], e.offsets, d["text"])
         spans = [(a + 1, b + 1, distance) for a, b, distance in spans] # the end-of-text token stands before them
-        out.append(dict(input_ids=[tokenizer.eos_token_id] + e["input_ids"], spans=spans))
+        out.append(dict(input_ids=[tokenizer.eos_token_id] + e.ids, spans=spans))
     return out
 
 def last_checkpoint(folder # of a checkpoint, or of a run

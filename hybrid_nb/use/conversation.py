@@ -184,8 +184,9 @@ def finish_turn(self: Chat, turn: Turn, answer: Answer,
     tok, ids = self.gen.tokenizer, answer.ids
     if answer.finish == "stop": ids = self.tokenize(str(answer))
     else: ids = whole_characters(tok, ids[:-1] if ids[-1:] == [self.gen.eos] else ids)
+    text = str(answer) if answer.finish == "stop" else decode_text(tok, ids, before)
     how = {k: getattr(answer, k) for k in ("tokens", "seconds", "finish", "seed")}
-    return replace(turn, text=decode_text(tok, ids, before), ids=list(ids), **how)
+    return replace(turn, text=text, ids=list(ids), **how)
 
 # %% ../../nbs/08_use/06_conversation.ipynb #7a9f0fbc
 @patch

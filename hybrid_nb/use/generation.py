@@ -13,8 +13,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
 from ..core.files import atomic_write
+from ..core.text_files import check_text
 from ..data.chat_template import render_chat, user_turn
-from ..data.tokenizers import CONTEXT, decode_text, encode_text, TextDecoder
+from ..data.tokenizers import decode_text, encode_text, plain_backend, TextDecoder
 from .checkpoints import best_checkpoint
 from .loading import load_checkpoint
 from .sampling import Sampling, SeededDraw, warpers
@@ -85,6 +86,8 @@ def encode(self: Generator, prompt, # text, or a list of tokens
     "The tokens of a prompt; a `ValueError` if there are none, too many, or others than the model knows."
     if isinstance(prompt, str):
         if not prompt.strip(): raise ValueError("prompt: empty")
+        try: check_text(prompt)
+        except ValueError as e: raise ValueError(f"prompt: {e}") from None
         chat = self.is_dialog if chat is None else chat
         if chat and not self.is_dialog:
             raise ValueError("chat: this tokenizer has no chat template; the model was not tuned on dialogs")
@@ -130,11 +133,10 @@ class _Stop(StoppingCriteria):
         if not self.texts or self.event and self.event.is_set():
             return torch.full((len(input_ids),), bool(self.event and self.event.is_set()), device=input_ids.device)
         at = max(self.width, input_ids.shape[1] - self.recent)
-        found = [self._ended(row[at:], row[max(0, at - CONTEXT):at]) for row in input_ids.tolist()]
+        found = [self._ended(row[at:], row[:at]) for row in input_ids.tolist()]
         return torch.tensor(found, device=input_ids.device)
     def _ended(self, new, before):
-        text = self.tok.decode(before + new, skip_special_tokens=True)
-        text = text[len(self.tok.decode(before, skip_special_tokens=True)):]
+        text = decode_text(self.tok, new, before)
         return any(t in text for t in self.texts)
 
 @patch
@@ -176,11 +178,15 @@ def _answer(self: Generator, prompt, ids, s: Sampling, seed, seconds) -> Answer:
     "The text that a row of new tokens adds to the prompt, without what ended it."
     ended = self.eos in ids
     ids = ids[:ids.index(self.eos) + 1] if ended else ids
-    text = decode_text(self.tokenizer, ids, prompt)
-    at = min((i for i in (text.find(t) for t in s.stop) if i >= 0), default=None)
-    finish = ("stop" if at is not None else "eos" if ended else "length" if len(ids) == s.max_new_tokens
-              else "interrupted")
-    return Answer(text[:at], ids=ids, tokens=len(ids), seconds=seconds, finish=finish, seed=seed)
+    decoder, text, at = TextDecoder(self.tokenizer, prompt), "", None
+    for n, i in enumerate(ids, 1):
+        text += decoder.put(i)
+        at = min((k for k in map(text.find, s.stop) if k >= 0), default=None) if s.stop else None
+        if at is not None: break
+    else: text, n = text + decoder.end(), len(ids)
+    if at is None: at = min((k for k in map(text.find, s.stop) if k >= 0), default=None)
+    finish = ("stop" if at is not None else "eos" if ended else "length" if n == s.max_new_tokens else "interrupted")
+    return Answer(text[:at], ids=ids[:n], tokens=n, seconds=seconds, finish=finish, seed=seed)
 
 def _split(settings) -> tuple: # Sampling, what is left for the library's `generate`
     names = Sampling.__dataclass_fields__
@@ -198,6 +204,7 @@ def batch_generate(self: Generator, prompts: list, # texts, or lists of tokens
                   ) -> list[Answer]:
     "Continue every prompt, each as it would be alone with its seed."
     if isinstance(prompts, str): raise ValueError("prompts: a list is expected; for one prompt take generate")
+    if batch_size < 1: raise ValueError(f"batch_size {batch_size!r}: must be at least 1")
     seeds = settings.pop("seed", None)
     seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds] * len(prompts)
     if len(seeds) != len(prompts): raise ValueError(f"seed: {len(seeds)} seeds for {len(prompts)} prompts")
@@ -395,11 +402,12 @@ def score(self: Generator, text: str # any length; read in chunks
 def token_pieces(tok, # a tokenizer of `transformers`
                  text: str) -> list[str]:
     "The part of a text that each of its tokens stands for; a character of several tokens is with the last of them."
-    if not tok.is_fast:
-        decoder = TextDecoder(tok)
-        return [decoder.put(i) for i in encode_text(tok, text)]
-    e = tok(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    ends = [end for _, end in e["offset_mapping"]]
+    backend = plain_backend(tok)
+    if backend is None:
+        ids, decoder = encode_text(tok, text), TextDecoder(tok)
+        pieces = [decoder.put(i) for i in ids]
+        return [*pieces[:-1], pieces[-1] + decoder.end()] if pieces else []
+    ends = [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
     ends = [a if a != b else None for a, b in zip(ends, [*ends[1:], None])]
     ends, pieces, start = [*ends[:-1], len(text)], [], 0
     for end in ends:

@@ -49,5 +49,42 @@ def appending():
     return tok
 
 
+def byte_fallback():
+    "What is not in the vocabulary is written in bytes, each a token (as Llama 2 does)."
+    space = dict(replacement="▁", prepend_scheme="first")
+    known = sorted(set("".join(TEXTS[:2])) - {" "})
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *known]
+    model = models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="<unk>", byte_fallback=True)
+    tok = Tokenizer(model)
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(**space, split=False)
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                     decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False, unk_token="<unk>",
+                                   bos_token="<s>", eos_token="</s>")
+
+def turn_tokens():
+    "A chat template with control tokens that are no attributes of the tokenizer (as Llama 3 has them)."
+    backend = train_bpe(TEXTS, 400).backend_tokenizer
+    backend.add_special_tokens(["<|start|>", "<|end|>"])
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>",
+                                  clean_up_tokenization_spaces=False)
+    tok.chat_template = ("{% for m in messages %}<|start|>{{m.role}}\n{{m.content}}<|end|>{% endfor %}"
+                         "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}")
+    return tok
+
+def whole_words():
+    "A BPE that takes a word as it is, if it is in the vocabulary, also one that is a control token."
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["</s>"], show_progress=False)
+    tok = _made(models.BPE(ignore_merges=True), trainer, pre_tokenizers.WhitespaceSplit(), eos_token="</s>")
+    tok.backend_tokenizer.decoder = decoders.Fuse()
+    return tok
+
+def letters():
+    "A model of letters whose texts end with one of them."
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "§"], show_progress=False)
+    return _made(models.BPE(unk_token="<unk>"), trainer, decoder=decoders.Fuse(), unk_token="<unk>", eos_token="§")
+
+
 KINDS = dict(byte_level=byte_level, words=words, metaspace=metaspace, unigram=unigram, word_piece=word_piece,
-             appending=appending)
+             appending=appending, byte_fallback=byte_fallback, turn_tokens=turn_tokens, whole_words=whole_words,
+             letters=letters)

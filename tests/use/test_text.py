@@ -26,7 +26,7 @@ def drain(stream):
 
 
 def test_nothing_is_added_to_a_prompt(gen):
-    ids = gen.encode(PROMPT)
+    ids = gen.encode(PROMPT, chat=False)
     assert ids == encode_text(gen.tokenizer, PROMPT) and gen.eos not in ids
 
 
