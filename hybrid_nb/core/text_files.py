@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'compressed_suffixes', 'surrogates', 'plain_suffix', 'byte_blocks', 'decoded_blocks', 'check_text',
-           'text_pieces', 'parse_json', 'parse_row', 'json_rows']
+           'text_pieces', 'parse_json', 'parse_row', 'listed', 'json_rows']
 
 # %% ../../nbs/01_core/05_text_files.ipynb #tf000003
 import bz2, codecs, io, json, lzma, re, zlib
@@ -26,7 +26,7 @@ def _decompressor(name: str) -> Callable | None: # of objects with `decompress`,
         try: import zstandard
         except ImportError:
             raise ValueError(f"{name}: .zst needs the package zstandard (pip install zstandard)") from None
-        return lambda: zstandard.ZstdDecompressor().decompressobj()
+        return lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
     kinds = dict(gz=lambda: zlib.decompressobj(wbits=31), bz2=bz2.BZ2Decompressor, xz=lzma.LZMADecompressor)
     return kinds.get(Path(name).suffix[1:].lower())
 
@@ -94,6 +94,7 @@ def text_pieces(file: str, # path; compressed ones too
     "The text of a file in pieces, each with the line where it begins; in place of one that is not UTF-8 the error."
     held, n = [], 1
     for text in decoded_blocks(file):
+        if not text: continue
         held.append(text)
         if not end or end not in "".join(held[-2:-1])[1-len(end):] + text: continue
         *pieces, rest = "".join(held).split(end)
@@ -127,13 +128,23 @@ def _json_document(file):
     for n, row in enumerate(found if isinstance(found, list) else [found], 1):
         yield f"{file}, item {n}", row if isinstance(row, dict) else ValueError("not an object with fields")
 
+def listed(names, # an iterable of str
+           most: int = 20
+          ) -> str:
+    "Names in one line of bounded length."
+    names = [repr(n)[1:-1][:40] for n in names]
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most) or "none"
+
 def _is_json_document(file):
     "Is a .json file one array or object, rather than an object a line?"
-    first = next((line for _, line in text_pieces(file) if isinstance(line, Exception) or line.strip()), "")
-    if isinstance(first, Exception): return False
-    try: parse_row(first)
-    except ValueError: return first.lstrip().startswith(("[", "{"))
-    return False
+    lines = (line for _, line in text_pieces(file) if isinstance(line, str) and line.strip())
+    first, second = next(lines, "").strip(), next(lines, "")
+    if not first.startswith("{") or _is_row(first): return first.startswith("[")
+    return not _is_row(second) # a line that is cut is followed by a row
+
+def _is_row(line):
+    try: return bool(parse_row(line))
+    except ValueError: return False
 
 def json_rows(file: str, # path of a .jsonl or .json file; compressed ones too
               skip: int = 0 # rows to leave out

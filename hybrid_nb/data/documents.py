@@ -7,15 +7,15 @@ __all__ = ['START', 'COUNTS', 'FORMAT', 'document_hash', 'row_text', 'published_
            'with_hash', 'estimated_lines', 'expected_documents', 'Documents', 'corpus_key']
 
 # %% ../../nbs/04_data/04_documents.ipynb #807d7da9
-import hashlib, inspect, itertools, os, re, unicodedata, warnings
+import hashlib, inspect, itertools, os, pickle, re, unicodedata, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tqdm.auto import tqdm
 from ..core.commands import one_line
-from ..core.text_files import check_text, compressed_suffixes
-from .corpora import Corpus, file_loader
+from ..core.text_files import check_text, compressed_suffixes, listed
+from .corpora import Corpus, fields_of, file_loader
 from .plain_text import units
 from .rows import check_fields, read_rows
 
@@ -35,9 +35,9 @@ def row_text(row: dict, # the fields
         except Exception as e: raise ValueError(f"the function of the corpus fails with {one_line(e)}") from None
         if isinstance(text, str): return check_text(text)
         raise ValueError(f"the function of the corpus returns a {type(text).__name__}, expected text")
-    fields = re.findall(r"{([^{}]+)}", c.text)
+    fields = fields_of(c.text)
     if fields and not any(f in row for f in fields):
-        raise ValueError(f"no field {' or '.join(map(repr, fields))} (fields present: {', '.join(row) or 'none'})")
+        raise ValueError(f"no field {' or '.join(map(repr, fields))} (fields present: {listed(row)})")
     def value(match):
         v = row.get(match[1])
         if v is not None and not isinstance(v, (str, int, float)):
@@ -187,8 +187,16 @@ class Documents:
 FORMAT = 2   # raise it when the files of the cache or the rules above change
 
 def _source(f):
-    try: return inspect.getsource(f)
-    except (OSError, TypeError): return f.__code__.co_code.hex()
+    "What a function does and with which values, as JSON; a `ValueError` for one that cannot be told from others."
+    if isinstance(f, partial): return [_source(f.func), repr(f.args), repr(f.keywords)]
+    if not hasattr(f, "__code__"):
+        try: return pickle.dumps(f).hex() # such as operator.itemgetter
+        except Exception: raise ValueError(f"corpus: {f!r} cannot be told from another function: write one with def, "
+                                           "or give it an attribute `key`") from None
+    try: text = inspect.getsource(f)
+    except (OSError, TypeError): text = f.__code__.co_code.hex()
+    held = [c.cell_contents for c in f.__closure__ or ()] + [*(f.__defaults__ or ())]
+    return [text, *(_source(v) if callable(v) else repr(v) for v in held)] if held else text
 
 def corpus_key(c: Corpus) -> dict: # JSON
     "Everything that determines the documents of a corpus and their split, whatever the corpus is called."

@@ -7,6 +7,7 @@ __all__ = ['FIELDS', 'read_example', 'demo_rows', 'generate_chat_demo']
 
 # %% ../../nbs/04_data/10_examples.ipynb #819fcc5a
 from collections.abc import Iterator
+from ..core.text_files import listed
 from .corpora import corpus
 
 # %% ../../nbs/04_data/10_examples.ipynb #39f0e6f5
@@ -20,7 +21,7 @@ def read_example(row: dict # with the fields of Dolly or of Alpaca
     for part, names in FIELDS.items():
         there = [n for n in names if n in row]
         if not there and part != "context":
-            raise ValueError(f"no field {' or '.join(map(repr, names))} (fields present: {', '.join(row)})")
+            raise ValueError(f"no field {' or '.join(map(repr, names))} (fields present: {listed(row)})")
         name = next((n for n in there if row[n] is not None), *there[:1] or [None])
         value = row.get(name)
         if not isinstance(value, str | None):

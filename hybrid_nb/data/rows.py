@@ -6,15 +6,16 @@
 __all__ = ['parquet_columns', 'parquet_rows', 'open_rows', 'wanted_fields', 'check_fields', 'read_rows']
 
 # %% ../../nbs/04_data/03_rows.ipynb #ea864000
-import io, re
+import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from ..core.commands import one_line
-from ..core.text_files import byte_blocks, compressed_suffixes, json_rows
-from .corpora import Corpus, file_loader
+from ..core.text_files import byte_blocks, compressed_suffixes, json_rows, listed
+from .corpora import Corpus, fields_of, file_loader
+from .examples import FIELDS
 from .plain_text import plain_rows
 
-# %% ../../nbs/04_data/03_rows.ipynb #35b7be2d
+# %% ../../nbs/04_data/03_rows.ipynb #e41e1c81
 def _open_parquet(file):
     from pyarrow.parquet import ParquetFile
     packed = file.lower().endswith(compressed_suffixes)
@@ -26,20 +27,27 @@ def parquet_columns(file: str) -> list[str]:
     except OSError as e: raise ValueError(f"{file}: {e.strerror or one_line(e)}") from None
     except (ValueError, TypeError, RuntimeError) as e: raise ValueError(f"{file}: {one_line(e)}") from None
 
+def _cells(batch, row): # the fields of a row, or what is wrong with it
+    try: return {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns)}
+    except Exception as e: return ValueError(one_line(e))
+
 def parquet_rows(file: str, # path
                  wanted: Iterable[str] | None = None, # fields; None: all
                  skip: int = 0 # rows to leave out
-                ) -> Iterator[tuple]: # (place, row)
+                ) -> Iterator[tuple]: # (place, row or `ValueError`)
     "The rows of a parquet file; a `ValueError` names a file that is damaged."
-    columns = [c for c in parquet_columns(file) if wanted is None or c in wanted]
-    n = 0
+    there, n = parquet_columns(file), 0
+    columns = [c for c in there if wanted is None or c in wanted]
+    without = ValueError(f"no field {' or '.join(map(repr, wanted or ()))} (fields present: {listed(there)})")
     try:
         f = _open_parquet(file)
         for group in range(f.num_row_groups):
             size = f.metadata.row_group(group).num_rows
             if n + size <= skip: n += size; continue
             for batch in f.iter_batches(1024, [group], columns):
-                for row in batch.to_pylist() if columns else [{}] * batch.num_rows:
+                try: rows = batch.to_pylist() if columns else [without] * batch.num_rows
+                except (ValueError, ArithmeticError): rows = [_cells(batch, k) for k in range(batch.num_rows)]
+                for row in rows:
                     n += 1
                     if n > skip: yield f"{file}, row {n}", row
     except (OSError, ValueError, RuntimeError) as e:
@@ -73,27 +81,31 @@ def _hub_rows(c, val, wanted, file, skip):
     except (RuntimeError, MemoryError): raise
     except Exception as e: raise RuntimeError(f"corpus {c.name!r}: {one_line(e)}") from None
 
-# %% ../../nbs/04_data/03_rows.ipynb #685499bb
+# %% ../../nbs/04_data/03_rows.ipynb #4eb9fc36
 def wanted_fields(c: Corpus) -> list[str] | None: # None: all
     "The fields that the text of a corpus is made of."
-    return None if callable(c.text) or c.dialog else re.findall(r"{([^{}]+)}", c.text)
+    if c.dialog: return [name for names in FIELDS.values() for name in names]
+    return None if callable(c.text) else fields_of(c.text)
+
+def _fields_there(c, files, wanted): # names, from as few rows as have all of `wanted`
+    kind, there = file_loader(files) if files else None, {}
+    if kind == "text": return ["text"]
+    if kind == "parquet": return dict.fromkeys(f for file in files for f in parquet_columns(file))
+    for row in (row for file in files for _, row in json_rows(file) if isinstance(row, dict)):
+        there |= dict.fromkeys(row)
+        if there.keys() >= wanted: break
+    return there
 
 def check_fields(c: Corpus,
                  val: bool = False # of the published validation rows?
                 ) -> None:
     "A `ValueError` if the text is to be made of a field that no row has."
-    missing, there, files = set(wanted_fields(c) or ()), {}, _files(c, val)
-    kind = file_loader(files) if files else None
-    if kind == "text": there = ["text"]
-    elif kind == "parquet": there = dict.fromkeys(f for file in files for f in parquet_columns(file))
-    elif kind == "json":
-        for row in (row for file in files for _, row in json_rows(file) if isinstance(row, dict)):
-            there |= dict.fromkeys(row)
-            missing -= set(row)
-            if not missing: return
-    elif c.hub: there = open_rows(c, val).column_names
-    if there and (missing := [f for f in missing if f not in there]):
-        raise ValueError(f"corpus {c.name!r}: no field {missing[0]!r} (fields present: {', '.join(there)}); "
+    if c.dialog or c.generate or callable(c.text): return
+    wanted, files = set(wanted_fields(c)), _files(c, val)
+    try: there = _fields_there(c, files, wanted) if files else open_rows(c, val).column_names or ()
+    except ValueError as e: raise ValueError(f"corpus {c.name!r}: {e}") from None
+    if there and (missing := [f for f in wanted_fields(c) if f not in there]):
+        raise ValueError(f"corpus {c.name!r}: no field {missing[0]!r} (fields present: {listed(there)}); "
                          "set text_field" + ", or dialog for instructions with responses" * ("instruction" in there))
 
 def _files(c, val): return c.val_files if val and c.val_files else c.files

@@ -38,10 +38,11 @@ def load_tokenizer(name: str, # of an `AutoTokenizer`, or its folder
                   ): # the tokenizer, with an end-of-text token and without truncation or padding
     "Load a tokenizer; one without an end-of-text token gets one. `ValueError` if there is none of this name."
     import transformers
-    try: tok = getattr(transformers, kind).from_pretrained(os.path.expanduser(name))
-    except (OSError, ValueError) as e:
-        raise ValueError(f"tokenizer {name!r}: not a folder with a tokenizer, nor to be had from the hub "
-                         f"({one_line(e)})") from None
+    try: tok = getattr(transformers, kind).from_pretrained(os.path.expanduser(name), trust_remote_code=False)
+    except Exception as e:
+        why = ("carries code of its own, which is not run here" if "trust_remote_code" in str(e) else
+               f"not a folder with a tokenizer, nor to be had from the hub ({one_line(e)})")
+        raise ValueError(f"tokenizer {name!r}: {why}") from None
     if tok.eos_token_id is None: tok.add_special_tokens(dict(eos_token=END))
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     tok.clean_up_tokenization_spaces = False # it would take spaces out of a text

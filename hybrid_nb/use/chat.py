@@ -144,7 +144,8 @@ def chat_in_pipe(chat: Chat, lines: Iterable[bytes], json_lines: bool = False # 
 # %% ../../nbs/08_use/08_chat.ipynb #1acb58d8
 def read_prompts(path) -> list[str]:
     "The prompts of a file: one a line, or, in a .jsonl file, a JSON text or an object with a `prompt` a line."
-    path = Path(path).expanduser()
+    path = Path(path) if Path(path).exists() else Path(path).expanduser()
+    if plain_suffix(path) == ".json": raise ValueError(f"prompts_file {str(path)!r}: must be .jsonl, or lines of text")
     try: lines = [(n, line) for n, line in text_pieces(path) if isinstance(line, ValueError) or line.strip()]
     except ValueError as e: raise ValueError(f"prompts_file {e}") from None
     if not lines: raise ValueError(f"prompts_file {str(path)!r}: no prompt in it")

@@ -1,9 +1,12 @@
 "Every document of the files is read as it is written there, or file and line are named, or it is skipped and counted."
 import gzip, json, unicodedata
 from dataclasses import replace
-import pandas as pd, pytest
+from functools import partial
+from operator import itemgetter
+import pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hybrid_nb.audit.contamination import search_streams
-from hybrid_nb.data.corpora import DataConfig, resolve_corpus
+from hybrid_nb.data.corpora import corpora, Corpus, DataConfig, resolve_corpus
+from hybrid_nb.data.dialogs import Dialogs
 from hybrid_nb.data.documents import Documents
 from helpers.preparing import documents, load
 from helpers.texts import some_texts, write_jsonl
@@ -144,3 +147,77 @@ def test_the_audit_knows_a_copy_in_another_form(tmp_path, dialog):
     assert search_streams(a)["copies"] == 0
     a.val = b.train # has other tokens
     assert search_streams(a)["copies"] == a.train.n_documents
+
+
+def test_columns_that_are_not_used_do_not_matter(tmp_path):
+    "Nor does a cell that is no text stop more than its row."
+    far = pa.array([2**50, 2**50, 2**50]).view(pa.timestamp("s")) # no date of Python
+    raw = pa.array([b"fine", b"caf\xe9", b"good"]).cast(pa.large_binary()).view(pa.large_string()) # not UTF-8
+    pq.write_table(pa.table(dict(text=["a", "b", "c"], far=far, raw=raw)), tmp_path/"a.parquet")
+    pq.write_table(pa.table(dict(instruction=["a", "b", "c"], output=["x", "y", "z"], far=far)), tmp_path/"d.parquet")
+    file = str(tmp_path/"a.parquet")
+    assert texts(corpus=file) == ["a", "b", "c"]
+    assert len(list(Dialogs(resolve_corpus(DataConfig(corpus=str(tmp_path/"d.parquet"), dialog=True))))) == 3
+    for field, good in dict(raw=["fine", "good"], far=[]).items():
+        with pytest.raises(ValueError, match="a.parquet, row "): texts(corpus=file, text_field=field)
+        found, n = counts(corpus=file, text_field=field, on_bad_line="skip")
+        assert found == good and n["skipped"] == 3 - len(good)
+
+
+def test_a_file_without_the_field_says_what_it_has(tmp_path):
+    pd.DataFrame(dict(text=["One."])).to_parquet(tmp_path/"a.parquet")
+    pd.DataFrame(dict(body=["Two."], title=["x"])).to_parquet(tmp_path/"b.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet, row 1: no field 'text' \(fields present: body, title\)"):
+        texts(corpus=str(tmp_path/"*.parquet"))
+
+
+def test_messages_are_one_line_of_bounded_length(tmp_path):
+    many = {f"field {i}\n": i for i in range(5000)}
+    file = write_jsonl(tmp_path/"a.jsonl", [many | {"half \ud83d": 1} if 0 else many])
+    with pytest.raises(ValueError) as e: texts(corpus=file)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 1000 and "and 4980 more" in str(e.value)
+
+
+def test_functions_that_make_the_text_are_told_apart(cfg, tmp_path, monkeypatch):
+    "By the values that they hold; one that cannot be told apart is refused."
+    rows = [dict(a=t, b=t.upper()) for t in some_texts(60)]
+    file = write_jsonl(tmp_path/"a.jsonl", rows)
+    def make(k): return lambda row: row[k]
+    def two(row, k): return row[k]
+    found = []
+    for text in make("a"), make("b"), partial(two, k="a"), partial(two, k="b"), itemgetter("a"), itemgetter("b"):
+        monkeypatch.setitem(corpora, "own", Corpus("own", files=(file,), text=text))
+        data = load(replace(cfg, corpus="own"))
+        found.append(data.tokenizer.decode(data.train.tokens[1:40].tolist()))
+    assert all(t.isupper() == (i % 2 == 1) for i, t in enumerate(found))
+    class Odd:
+        def __call__(self, row): return row["a"]
+    monkeypatch.setitem(corpora, "own", Corpus("own", files=(file,), text=Odd()))
+    with pytest.raises(ValueError, match="cannot be told from another function"): load(replace(cfg, corpus="own"))
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(files="a.parquet"), "files 'a.parquet': must be a tuple"),
+    (dict(unit="lines"), "unit 'lines': must be one of"),
+    (dict(on_bad_line="Stop"), "on_bad_line 'Stop': must be stop or skip")])
+def test_bad_declarations(change, words):
+    with pytest.raises(ValueError, match=f"corpus 'own': {words}"): Corpus("own", **change)
+
+
+@pytest.mark.parametrize("change", [dict(text_field=""), dict(text_field="{}"), dict(text_field="{text"),
+                                    dict(max_documents=2.5), dict(max_chars=2.5), dict(max_documents="3")], ids=str)
+def test_bad_settings(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} .*must be"): DataConfig(**change)
+
+
+def test_a_pattern_in_a_folder_with_odd_characters(tmp_path):
+    (tmp_path/"[x] y"/"deep"/"er").mkdir(parents=True)
+    (tmp_path/"[x] y"/"deep"/"er"/"a.txt").write_text("Here.")
+    for pattern in "*/*/a.txt", "**/*.txt", "deep/e[r]/?.txt":
+        assert texts(corpus=str(tmp_path/"[x] y"/pattern)) == ["Here."]
+
+
+def test_json_lines_of_which_the_first_is_cut(tmp_path):
+    (tmp_path/"a.json").write_text('{"text": "cut\n{"text": "b"}\n')
+    found, n = counts(corpus=str(tmp_path/"a.json"), on_bad_line="skip")
+    assert found == ["b"] and n["skipped"] == 1
