@@ -19,6 +19,7 @@ _home = {name: module for module, names in {
     "data.loading": "load_data",
     "audit.model_audit": "audit_model",
     "training.config": "TrainConfig",
+    "training.optim": "parameter_groups",
     "training.runner": "train train_run",
     "training.recipes": "recipe recipes",
     "study.sweeps": "sweep",

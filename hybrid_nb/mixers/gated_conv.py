@@ -35,6 +35,7 @@ def decay_sum(
 # %% ../../nbs/02_mixers/07_gated_conv.ipynb #c7206c8b
 class GatedConv(nn.Module):
     "The original study's \"Mamba\" block: a gated causal convolution without a recurrence."
+    no_weight_decay = "A", "D"
     def __init__(self,
                  d_model: int,        # width of the residual stream
                  d_state: int = 16,   # terms of the decay sum
@@ -52,7 +53,6 @@ class GatedConv(nn.Module):
         self.A = nn.Parameter(torch.empty(c, d_state, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(c, dtype=torch.float32))
         self.out_proj = nn.Linear(c, d_model, bias=False)
-        for p in (self.A, self.D): p._no_weight_decay = True
         self.reset_parameters()
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from .recurrent import (
 # %% ../../nbs/02_mixers/06_mamba.ipynb #e65ec0bb
 class Mamba(nn.Module):
     "Mamba mixer (Gu & Dao 2023); parameter names and shapes are those of `transformers`' `MambaMixer`."
+    no_weight_decay = "A_log", "D"
     def __init__(self,
                  d_model: int,            # width of the residual stream
                  d_state: int = 16,       # states a channel
@@ -44,7 +45,6 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.empty(c, d_state, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(c, dtype=torch.float32))
         self.out_proj = nn.Linear(c, d_model, bias=bias)
-        for p in (self.A_log, self.D, self.dt_proj.bias): p._no_weight_decay = True
         self.reset_parameters()
 
     def extra_repr(self):

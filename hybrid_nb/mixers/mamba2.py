@@ -62,6 +62,7 @@ def _check_sizes(d_model, expand, head_dim, n_groups, **positive):
 # %% ../../nbs/02_mixers/10_mamba2.ipynb #618eca6c
 class Mamba2(nn.Module):
     "Mamba-2 mixer (Dao & Gu 2024); parameter names and shapes are those of `transformers`' `Mamba2Mixer`."
+    no_weight_decay = "A_log", "D", "dt_bias"
     def __init__(self,
                  d_model: int,            # width of the residual stream
                  d_state: int = 128,      # states a channel
@@ -91,7 +92,6 @@ class Mamba2(nn.Module):
         self.dt_bias, self.A_log, self.D = (nn.Parameter(torch.empty(h, dtype=torch.float32)) for _ in range(3))
         self.norm = GatedRMSNorm(self.d_inner, n_groups, norm_eps)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
-        for p in (self.dt_bias, self.A_log, self.D): p._no_weight_decay = True
         self.reset_parameters()
 
 # %% ../../nbs/02_mixers/10_mamba2.ipynb #a5e8513c

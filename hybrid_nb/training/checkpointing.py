@@ -72,7 +72,7 @@ def load_weights(folder, # of a checkpoint
                  model,
                  context_dim: int|None = None # to which a context-vector model is grown first
                 ):
-    "Load the weights of a checkpoint into `model`, whose own parameters bear the mark `_no_weight_decay`."
+    "Load the weights of a checkpoint into `model`."
     with no_bars(): saved = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     if context_dim: saved = expand_context(saved, context_dim)
     model.load_state_dict(saved.state_dict())

@@ -1,6 +1,8 @@
 "Other people's loops: checkpointed activations beside a cache, a prefix that is kept, logits in training."
 import pytest, torch
+from transformers import Trainer, TrainingArguments
 from helpers.small_models import small_model
+from hybrid_nb.training.optim import parameter_groups
 
 LETTERS = "MASGWLF"
 IDS = torch.randint(1, 101, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -56,3 +58,33 @@ def test_logits_are_there_in_training_unless_the_loss_alone_is_asked_for(letter)
     fused = m(IDS, labels=IDS)
     assert fused.logits is None
     torch.testing.assert_close(fused.loss, want)
+
+
+def trained_elsewhere(model, tmp_path, **settings):
+    "The losses of transformers' Trainer on the same four batches, with our groups of parameters."
+    texts = torch.randint(1, 101, (16, 20), generator=torch.Generator().manual_seed(1))
+    rows = [dict(input_ids=x, labels=x) for x in texts]
+    args = TrainingArguments(str(tmp_path), max_steps=4, per_device_train_batch_size=4, logging_steps=1, report_to=[],
+                             save_strategy="no", use_cpu=True, disable_tqdm=True, max_grad_norm=0., seed=0,
+                             lr_scheduler_type="constant", **settings)
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_): return None
+    adamw = torch.optim.AdamW(parameter_groups(model, .1), lr=1e-2)
+    trainer = InOrder(model, args, train_dataset=rows, optimizers=(adamw, None))
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line], rows
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(gradient_checkpointing=True)], ids=str)
+def test_the_trainer_of_transformers(tmp_path, settings):
+    "Its losses are those of a plain loop; and `A` is not pulled towards zero."
+    model, same = (small_model(LETTERS, dropout=0.) for _ in range(2))
+    losses, rows = trained_elsewhere(model, tmp_path, **settings)
+    adamw = torch.optim.AdamW(parameter_groups(same, .1), lr=1e-2)
+    for k, loss in enumerate(losses):
+        x = torch.stack([r["input_ids"] for r in rows[4*k:4*k+4]])
+        want = same.train()(x, labels=x).loss
+        assert abs(loss - want.item()) < 1e-3 * want.item()
+        adamw.zero_grad(); want.backward(); adamw.step()
+    spared = [n for n, p in same.named_parameters() if any(p is q for q in adamw.param_groups[1]["params"])]
+    assert {"model.layers.0.mixer.A_log", "model.layers.3.mixer.A"} <= set(spared)
