@@ -48,6 +48,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block"]
+    _keep_in_fp32_modules_strict = {"dt_proj.bias"} # whatever dtype a checkpoint is loaded in
     _skip_keys_device_placement = ["past_key_values"]
 
     @torch.no_grad()

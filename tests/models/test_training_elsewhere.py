@@ -2,6 +2,7 @@
 import pytest, torch
 from transformers import Trainer, TrainingArguments
 from helpers.small_models import small_model
+from hybrid_nb.models.modeling import HybridForCausalLM
 from hybrid_nb.training.optim import parameter_groups
 
 LETTERS = "MASGWLF"
@@ -88,3 +89,16 @@ def test_the_trainer_of_transformers(tmp_path, settings):
         adamw.zero_grad(); want.backward(); adamw.step()
     spared = [n for n, p in same.named_parameters() if any(p is q for q in adamw.param_groups[1]["params"])]
     assert {"model.layers.0.mixer.A_log", "model.layers.3.mixer.A"} <= set(spared)
+
+
+def test_what_must_stay_in_float32_does(tmp_path):
+    "The bias of the step sizes of M too; whether its projection is called or not."
+    small_model(LETTERS, dropout=0.).save_pretrained(tmp_path)
+    m = HybridForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    kept = {n.rpartition("mixer.")[2] for n, p in m.named_parameters() if p.dtype == torch.float32}
+    assert kept == {"A_log", "D", "dt_proj.bias", "dt_bias", "A"}
+    m.model.layers[0].mixer.dt_proj.bias.data += 1e-3 # lost in bfloat16
+    with torch.no_grad():
+        want = m(IDS).logits
+        m.model.layers[0].mixer.dt_proj.register_forward_hook(lambda *args: None)
+        assert (m(IDS).logits - want).float().norm() < .02 * want.float().norm()
