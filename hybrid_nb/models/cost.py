@@ -7,6 +7,7 @@ __all__ = ['devices', 'training_flops', 'training_memory', 'traffic', 'simulate_
 
 # %% ../../nbs/03_models/08_cost.ipynb #3bead3b4
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +21,9 @@ from .modeling import count_parameters
 def _fake_step(config, windows: int, length: int, precision: str = "fp32"):
     "Forward and backward of a training step on tensors without content."
     # the context-vector model's fast loop looks at contents
-    if hasattr(config, "loop"): config = type(config)(**config.to_dict() | dict(loop="plain"))
+    config = deepcopy(config)
+    if hasattr(config, "loop"): config.loop = "plain"
+    config.fused_loss = True # as our trainer computes it
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(config).train()
         x = torch.zeros(windows, length + 1, dtype=torch.long)

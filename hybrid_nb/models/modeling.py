@@ -11,7 +11,8 @@ from collections import Counter
 import torch
 from torch import nn, Tensor
 from transformers import (
-    AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel)
+    AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedConfig,
+    PreTrainedModel)
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.utils import logging
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,7 +21,7 @@ from ..core.patterns import blocks, short_pattern
 from .losses import head_cross_entropy
 from .registry import mixers, uncached
 from .config import HybridConfig, norms
-from .cache import HybridCache
+from .cache import fitting_cache, HybridCache
 
 logger = logging.get_logger(__name__)
 
@@ -64,8 +65,10 @@ class HybridPreTrainedModel(PreTrainedModel):
 def _attention_masks(config, kinds, x, attention_mask, cache, position_ids) -> dict:
     "The mask of each kind of attention among `kinds`, the layers of the pattern."
     make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
+    # without a mask, our attention takes the last key as that of the last token; a static cache has empty ones after it
+    grows = cache is None or isinstance(cache, DynamicCache)
     args = dict(config=config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache,
-                position_ids=position_ids)
+                position_ids=position_ids, allow_is_causal_skip=grows)
     return {kind: make[kind](**args) for kind in make if kind in kinds}
 
 def _padding(x, attention_mask) -> Tensor|None:
@@ -108,6 +111,7 @@ class HybridModel(HybridPreTrainedModel):
                              "generate with use_cache=False")
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             use_cache, past_key_values = _without_cache(use_cache, past_key_values)
+        past_key_values = fitting_cache(past_key_values, self.config)
         if use_cache and past_key_values is None: past_key_values = HybridCache(self.config)
         cache = past_key_values if isinstance(past_key_values, Cache) else None # of attention
         masks = _attention_masks(self.config, self.kinds, x, attention_mask, cache, position_ids)
@@ -129,9 +133,16 @@ class _GenerationMixin(GenerationMixin):
     def new_cache(self) -> HybridCache: return HybridCache(self.config)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
-        if generation_config.use_cache and self.config.can_cache and model_kwargs.get("past_key_values") is None:
-            cache = model_kwargs["past_key_values"] = self.new_cache()
-            if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+        kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        if generation_config.use_cache and self.config.can_cache:
+            if given is not None: fitting_cache(given, self.config)
+            elif kind in (None, "dynamic"):
+                generation_config.cache_implementation = None
+                cache = model_kwargs["past_key_values"] = self.new_cache()
+                if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
+            elif not self.new_cache().attends:
+                raise ValueError(f"cache_implementation {kind!r}: the state of pattern {self.config.pattern!r} has a "
+                                 "fixed size anyway; leave it out")
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @staticmethod

@@ -76,6 +76,7 @@ def step_memory(model, # a causal language model in training mode
                 length: int # of a window, in tokens
                ) -> int: # bytes
     "The most memory that tensors take in a training step, weights and AdamW included."
+    model.config.fused_loss = True # as our trainer computes it
     device = next(model.parameters()).device
     x = torch.randint(model.config.vocab_size, (windows, length + 1), device=device)
     def step():

@@ -50,7 +50,8 @@ def step_flops(batch): return 3 * all_products() * batch * LENGTH  # forward, an
 
 
 def contestants():
-    def ours(loop): return ContextForCausalLM(ContextConfig(vocab_size=VOCAB, dropout=DROPOUT, loop=loop)).train()
+    sizes = dict(vocab_size=VOCAB, dropout=DROPOUT, fused_loss=True)
+    def ours(loop): return ContextForCausalLM(ContextConfig(loop=loop, **sizes)).train()
     models = {loop: ours(loop) for loop in ("plain", "fast")}
     def of(m): return lambda ids, targets: m(ids, shift_labels=targets).loss
     return dict(equations=(e := Equations(), e), **{k: (m, of(m)) for k, m in models.items()})

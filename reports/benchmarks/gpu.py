@@ -269,7 +269,7 @@ def speed():
     for pattern in "AAAAAAAA", "AMAMAMAM", "MMMMMMMM", "SSSSSSSS", "GGGGGGGG":
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
-        m = HybridForCausalLM(HybridConfig(pattern=pattern)).to(device)
+        m = HybridForCausalLM(HybridConfig(pattern=pattern, fused_loss=True)).to(device)
         optimizer = torch.optim.AdamW(m.parameters(), lr=4e-4, fused=True)
         ids, seconds = torch.randint(0, 49152, (32, 513), device=device), []
         for _ in range(8):

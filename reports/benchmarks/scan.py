@@ -138,7 +138,7 @@ class PeerModel(nn.Module):
 
 def time_models(repeat, batch=4, length=512):
     "Seconds of a training step (forward, backward, AdamW) of the base model, ours and put together from peers."
-    c, fs = HybridConfig(pattern="AMAMAMAM"), {}
+    c, fs = HybridConfig(pattern="AMAMAMAM", fused_loss=True), {}
     models = {"ours": HybridForCausalLM(c).train()}
     if importlib.util.find_spec("mambapy"): models["transformers' parts, mambapy"] = PeerModel(c).train()
     tokens = torch.randint(c.vocab_size, (batch, length + 1))

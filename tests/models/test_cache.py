@@ -1,5 +1,6 @@
 "Generation with a cache is generation without one, and windows that hand their state on are one long window."
 import pytest, torch
+from transformers import DynamicCache, StaticCache
 from hybrid_nb.models.cache import WindowState
 from hybrid_nb.models.config import HybridConfig
 from hybrid_nb.models.modeling import HybridForCausalLM
@@ -146,3 +147,31 @@ def test_a_letter_without_a_cache_is_generated_without_one():
         with pytest.raises(ValueError, match="X keeps no state"): m(ids, use_cache=True)
     finally: del mixers["X"], blocks["X"]
     with pytest.raises(ValueError, match="unknown block 'X'"): HybridConfig(pattern="XM")
+
+
+PATTERNS = ["A", "W", "L", "M", "S", "G", "AM", "MF", "MASGWLF"]
+GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9]) # shorter than the convolution, and longer
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_caches_that_others_make(pattern, n):
+    "The same tokens, or one line; in plain loops too, whose cache is filled in place."
+    torch.manual_seed(0)
+    m = HybridForCausalLM(HybridConfig(pattern=pattern, **LIVELY)).eval()
+    ids = torch.randint(1, 100, (2, n), generator=torch.Generator().manual_seed(0))
+    want = m.generate(ids, use_cache=False, **GREEDY)
+    def same(**how): return torch.equal(m.generate(ids, **GREEDY | how), want)
+    assert same() and same(cache_implementation="dynamic")
+    assert same(past_key_values=DynamicCache()) and same(past_key_values=DynamicCache(config=m.config))
+    for cache in DynamicCache(), DynamicCache(config=m.config):
+        with torch.no_grad():
+            logits = [m(t, past_key_values=cache, use_cache=True).logits for t in want[:, :-1].split(2, 1)]
+            torch.testing.assert_close(torch.cat(logits, 1), m(want[:, :-1]).logits, rtol=1e-3, atol=1e-4)
+    static = StaticCache(config=m.config, max_cache_len=32)
+    if set(pattern) & set("AWL"): assert same(past_key_values=static) and same(cache_implementation="static")
+    else:
+        with pytest.raises(ValueError, match=f"a StaticCache cannot hold the state of pattern '{pattern}'"):
+            m.generate(ids, past_key_values=static, **GREEDY)
+        with pytest.raises(ValueError, match=f"cache_implementation 'static': the state of pattern '{pattern}'"):
+            m.generate(ids, cache_implementation="static", **GREEDY)
