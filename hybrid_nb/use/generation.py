@@ -15,7 +15,7 @@ from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, St
 from ..core.files import atomic_write
 from ..core.text_files import check_text
 from ..data.chat_template import render_chat, user_turn
-from ..data.tokenizers import decode_text, encode_text, plain_backend, TextDecoder
+from ..data.tokenizers import CONTEXT, decode_text, encode_text, plain_backend, TextDecoder
 from .checkpoints import best_checkpoint
 from .loading import load_checkpoint
 from .sampling import Sampling, SeededDraw, warpers
@@ -133,7 +133,8 @@ class _Stop(StoppingCriteria):
         if not self.texts or self.event and self.event.is_set():
             return torch.full((len(input_ids),), bool(self.event and self.event.is_set()), device=input_ids.device)
         at = max(self.width, input_ids.shape[1] - self.recent)
-        found = [self._ended(row[at:], row[:at]) for row in input_ids.tolist()]
+        start = max(0, at - 2*CONTEXT)
+        found = [self._ended(row[at-start:], row[:at-start]) for row in input_ids[:, start:].tolist()]
         return torch.tensor(found, device=input_ids.device)
     def _ended(self, new, before):
         text = decode_text(self.tok, new, before)
