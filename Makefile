@@ -38,8 +38,8 @@ test: .venv/tests lint ## check that notebooks and package agree, then test both
 	{ printf "$(BIN)/pytest -q -rs -m 'not more' %s\n" $(TESTS); \
 	  printf "$(BIN)/python tests/run_notebooks.py %s\n" $(NOTEBOOKS); } | .ci/parallel
 
-MORE ?= packages lowest 3.12 3.13
-test-more: .venv/tests ## test what `make test` leaves out: further packages, the wheel, other versions
+MORE ?= packages lowest
+test-more: .venv/tests ## test what `make test` leaves out: further packages, the wheel, the lowest versions
 	.ci/more $(MORE)
 
 bench: setup ## measure the scan and the model beside their peers on the CPU, about ten minutes
