@@ -153,7 +153,7 @@ def begin_record(trainer):
 def cut_lines(path, step: int) -> list[dict]: # the lines that stay
     "Drop the lines of a file of metrics that come after a step."
     MetricsFile(path, step).close()
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as f: return [json.loads(line) for line in f]
 
 def start_wandb(trainer) -> list: # of a `WandbLog`; empty where it is disabled
     "Begin the W&B run; a new one there if it has lines that will not be taken again as they were."
