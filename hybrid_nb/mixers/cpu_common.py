@@ -28,8 +28,8 @@ _p = tuple(f4(c) for c in _chebyshev.convert(kind=np.polynomial.Polynomial).coef
 
 @jit
 def exp2(x):
-    "2**x in float32; what would be below 2**-126 is 2**-126, what is too large is infinite."
-    x = f4(-126) if x < f4(-126) else x
+    "2**x in float32; what would be far below 2**-126 is 0, what is too large is infinite."
+    x = f4(-127) if x < f4(-127) else x
     x = f4(128) if x > f4(128) else x
     r = np.floor(x + f4(.5))
     f = x - r

@@ -10,9 +10,10 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
+from .segments import as_segments, Segments, zero_padding
 from .scan import has_cpu_kernel
 from .recurrent import (
-    check_input, conv_silu, layer_states, set_unless_loaded, step_kernel, zero_padding)
+    check_input, conv_silu, layer_states, set_unless_loaded, step_kernel)
 
 # %% ../../nbs/02_mixers/07_gated_conv.ipynb #72c2d473
 def _decay_sum(step, rate, w):
@@ -78,16 +79,17 @@ def scale(self: GatedConv,
 def forward(self: GatedConv,
             x: Tensor,   # (batch, length, d_model)
             cache=None,  # transformers cache; its layer `layer_idx` holds the convolution's last inputs
-            padding_mask: Tensor|None = None, # (batch, length), 1 where there is a token
+            segments: Segments|Tensor|None = None, # (batch, length) which text a token belongs to, 0: padding
             **context    # what other mixers need
            ) -> Tensor:  # (batch, length, d_model)
     "Mix neighbouring tokens; with a cache, go on from the inputs that earlier calls left in it."
-    check_input(x, self.d_model, padding_mask)
-    if kernel := step_kernel(x, cache, padding_mask, self):
+    check_input(x, self.d_model)
+    segments = as_segments(segments, x)
+    if kernel := step_kernel(x, cache, segments, self):
         y = kernel.gated(self.in_proj(x), layer_states(cache, self.layer_idx)[0],
                          self.conv1d, self.norm, self.x_proj, self.A, self.D)
         return self.out_proj(y.unsqueeze(1))
-    u, z = self.in_proj(zero_padding(x, padding_mask)).chunk(2, dim=-1)
-    u = self.norm(conv_silu(u, self.conv1d, cache, self.layer_idx))
+    u, z = self.in_proj(zero_padding(x, segments)).chunk(2, dim=-1)
+    u = self.norm(conv_silu(u, self.conv1d, cache, self.layer_idx, segments))
     y = u * (self.scale(u) + self.D).to(u.dtype)
     return self.out_proj(y * F.silu(z))

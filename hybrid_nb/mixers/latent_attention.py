@@ -9,7 +9,8 @@ __all__ = ['halves', 'LatentAttention']
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
-from .attention import causal_mask, RopeScaling, rotate
+from .segments import Segments
+from .attention import causal_mask, mask_and_positions, RopeScaling, rotate
 from .plain_modules import is_plain
 
 # %% ../../nbs/02_mixers/13_latent_attention.ipynb #1c90afe0
@@ -129,9 +130,11 @@ def forward(self: LatentAttention,
             cache=None, # a transformers `Cache` to read and extend; holds latents as keys and rotary keys as values
             attention_mask: Tensor|None = None, # (batch, 1, length, keys) bool, True: may look there; None: causal
             position_ids: Tensor|None = None, # (batch or 1, length); None: 0, 1, …
+            segments: Segments|Tensor|None = None, # (batch, length) which text a token belongs to, for want of a mask
             **context  # what other mixers need
            ) -> Tensor: # (batch, length, d_model)
     "Mix tokens; with a cache, over those of earlier calls too."
+    attention_mask, position_ids = mask_and_positions(x, cache, attention_mask, position_ids, segments)
     q_nope, q_rope, latent, k_rope = self.project(x, position_ids)
     if cache is not None: latent, k_rope = cache.update(latent, k_rope, self.layer_idx)
     absorb = cache is not None and is_plain(self.kv_b_proj) and self.absorbs(x.shape[1], latent.shape[2])

@@ -11,10 +11,11 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .plain_modules import is_plain, plain_types, project_parts
+from .segments import as_segments, Segments, still_at_padding, zero_padding
 from .scan import selective_scan
-from .recurrent import (
+from hybrid_nb.mixers.recurrent import (
     check_input, conv_silu, initial_steps, layer_states, recurrent_state, set_unless_loaded,
-    step_kernel, update_state, zero_padding)
+    step_kernel, update_state)
 
 # %% ../../nbs/02_mixers/06_mamba.ipynb #a9e3cba1
 class StepProjection(nn.Linear):
@@ -84,23 +85,24 @@ def steps(self: Mamba, dt: Tensor # (batch, length, dt_rank)
 def forward(self: Mamba,
             x: Tensor,   # (batch, length, d_model)
             cache=None,  # transformers cache; its layer `layer_idx` holds this layer's state
-            padding_mask: Tensor|None = None, # (batch, length), 1 where there is a token
+            segments: Segments|Tensor|None = None, # (batch, length) which text a token belongs to, 0: padding
             **context    # what other mixers need
            ) -> Tensor:  # (batch, length, d_model)
     "Mix tokens; with a cache, go on from the state that earlier calls left in it."
-    check_input(x, self.d_model, padding_mask)
-    if kernel := step_kernel(x, cache, padding_mask, self):
+    check_input(x, self.d_model)
+    segments = as_segments(segments, x)
+    if kernel := step_kernel(x, cache, segments, self):
         y = kernel.mamba(self.in_proj(x), *layer_states(cache, self.layer_idx),
                          self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         return self.out_proj(y.unsqueeze(1))
     state = recurrent_state(cache, self.layer_idx)
     u, z = project_parts(x, self.in_proj, [self.d_inner] * 2)
-    u = conv_silu(zero_padding(u, padding_mask), self.conv1d, cache, self.layer_idx)
-    u = zero_padding(u, padding_mask)
+    u = zero_padding(conv_silu(zero_padding(u, segments), self.conv1d, cache, self.layer_idx, segments), segments)
     dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
     dt, dt_bias = self.steps(dt)
-    A = -torch.exp(self.A_log.float())
-    def scan(h, u, dt, B, C, z):
+    A, starts = -torch.exp(self.A_log.float()), None if segments is None else segments.starts
+    def scan(h, u, dt, B, C, z, starts):
         return selective_scan(u, dt, A, B, C, self.D, z, dt_bias, delta_softplus=True, initial_state=h,
-                              return_state=True, backend=self.backend)
-    return self.out_proj(update_state(scan, state, cache, self.layer_idx, u, dt, B, C, z))
+                              return_state=True, backend=self.backend, starts=starts)
+    dt = still_at_padding(dt, segments)
+    return self.out_proj(update_state(scan, state, cache, self.layer_idx, u, dt, B, C, z, starts))

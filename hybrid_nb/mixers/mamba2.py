@@ -9,11 +9,12 @@ __all__ = ['GatedRMSNorm', 'Mamba2']
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
+from .segments import as_segments, Segments, still_at_padding, zero_padding
 from .scan import has_cpu_kernel, state_dtype
 from .plain_modules import plain_types, project_parts
-from .recurrent import (
+from hybrid_nb.mixers.recurrent import (
     check_input, conv_silu, initial_steps, layer_states, recurrent_state, set_unless_loaded, step_kernel,
-    update_state, zero_padding)
+    update_state)
 from .ssd import ssd
 
 # %% ../../nbs/02_mixers/10_mamba2.ipynb #c07a9e09
@@ -113,24 +114,25 @@ def extra_repr(self: Mamba2):
 def forward(self: Mamba2,
             x: Tensor,   # (batch, length, d_model)
             cache=None,  # transformers cache; its layer `layer_idx` holds this layer's state
-            padding_mask: Tensor|None = None, # (batch, length), 1 where there is a token
+            segments: Segments|Tensor|None = None, # (batch, length) which text a token belongs to, 0: padding
             **context    # what other mixers need
            ) -> Tensor:  # (batch, length, d_model)
     "Mix tokens; with a cache, go on from the state that earlier calls left in it."
-    check_input(x, self.d_model, padding_mask)
-    if kernel := step_kernel(x, cache, padding_mask, self):
+    check_input(x, self.d_model)
+    segments = as_segments(segments, x)
+    if kernel := step_kernel(x, cache, segments, self):
         y = kernel.mamba2(self.in_proj(x), *layer_states(cache, self.layer_idx),
                           self.conv1d, self.dt_bias, self.A_log, self.D, self.norm)
         return self.out_proj(y.unsqueeze(1))
     state, groups = recurrent_state(cache, self.layer_idx), self.n_groups * self.d_state
     z, xBC, dt = project_parts(x, self.in_proj, [self.d_inner, self.d_inner + 2 * groups, self.n_heads])
-    xBC = conv_silu(zero_padding(xBC, padding_mask), self.conv1d, cache, self.layer_idx)
-    u, B, C = zero_padding(xBC, padding_mask).split([self.d_inner, groups, groups], dim=-1)
+    xBC = conv_silu(zero_padding(xBC, segments), self.conv1d, cache, self.layer_idx, segments)
+    u, B, C = zero_padding(xBC, segments).split([self.d_inner, groups, groups], dim=-1)
     u = u.unflatten(-1, (self.n_heads, self.head_dim))
     B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
-    A = -torch.exp(self.A_log.float())
-    def scan(h, u, dt, B, C):
+    A, starts = -torch.exp(self.A_log.float()), None if segments is None else segments.starts
+    def scan(h, u, dt, B, C, starts):
         return ssd(u, dt, A, B, C, self.D, dt_bias=self.dt_bias, dt_softplus=True, initial_state=h, return_state=True,
-                   chunk=self.chunk_size)
-    y = update_state(scan, state, cache, self.layer_idx, u, dt, B, C)
+                   chunk=self.chunk_size, starts=starts)
+    y = update_state(scan, state, cache, self.layer_idx, u, still_at_padding(dt, segments), B, C, starts)
     return self.out_proj(self.norm(y.flatten(2), z))

@@ -10,30 +10,34 @@ __all__ = ['state_dtype', 'finish_output', 'selective_scan_ref', 'selective_scan
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor
+from .segments import log_decay_at
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #10dbe39c
-def _shapes(u, delta, A, B, C, D, z, delta_bias, initial_state):
+def _shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, starts):
     "The shape each argument must have, given `u` and `A`."
     b, l, c = u.shape
     n = A.shape[1]
     return dict(delta=(delta, (b, l, c)), A=(A, (c, n)), B=(B, (b, l, n)), C=(C, (b, l, n)), D=(D, (c,)),
-                z=(z, (b, l, c)), delta_bias=(delta_bias, (c,)), initial_state=(initial_state, (b, c, n)))
+                z=(z, (b, l, c)), delta_bias=(delta_bias, (c,)), initial_state=(initial_state, (b, c, n)),
+                starts=(starts, (b, l)))
 
-def _check(u, delta, A, B, C, D=None, z=None, delta_bias=None, initial_state=None):
+def _check(u, delta, A, B, C, D=None, z=None, delta_bias=None, initial_state=None, starts=None):
     "Raise a `ValueError` that names the first argument that does not fit."
     for name, x, dims in (("u", u, "(batch, length, channels)"), ("A", A, "(channels, state)")):
         if not isinstance(x, Tensor) or x.ndim != dims.count(",") + 1 or 0 in x.shape:
             raise ValueError(f"selective scan: {name} must be a tensor of shape {dims}, none of them 0; got "
                              f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
-    for name, (x, want) in _shapes(u, delta, A, B, C, D, z, delta_bias, initial_state).items():
-        if x is None and name in ("D", "z", "delta_bias", "initial_state"): continue
+    for name, (x, want) in _shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, starts).items():
+        if x is None and name in ("D", "z", "delta_bias", "initial_state", "starts"): continue
         if not isinstance(x, Tensor):
             raise ValueError(f"selective scan: {name} must be a tensor, got {type(x).__name__}")
         if tuple(x.shape) != want:
             raise ValueError(f"selective scan: {name} has shape {tuple(x.shape)}, must be {want} "
                              f"with u {tuple(u.shape)} and A {tuple(A.shape)}")
         if x.device != u.device: raise ValueError(f"selective scan: {name} is on {x.device}, but u is on {u.device}")
-        if not x.is_floating_point():
+        if name == "starts" and x.dtype != torch.bool:
+            raise ValueError(f"selective scan: starts is {x.dtype}, must be bool")
+        if name != "starts" and not x.is_floating_point():
             raise ValueError(f"selective scan: {name} is {x.dtype}, must be a floating-point type")
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #b43a554b
@@ -74,13 +78,15 @@ def selective_scan_ref(
     delta_bias: Tensor|None = None,  # (channels,) added to `delta`
     delta_softplus: bool = False,    # pass `delta` through a softplus
     initial_state: Tensor|None = None, # (batch, channels, state) state before the first token, zero if None
-    return_state: bool = False         # also return the state after the last token
+    return_state: bool = False,        # also return the state after the last token
+    starts: Tensor|None = None         # (batch, length) bool, True where a text begins, which forgets the state
 ) -> Tensor: # (batch, length, channels) in the dtype of `u` [, (batch, channels, state) in float32 or float64]
     "The recurrence, token by token (Gu & Dao 2023, eq. 2): slow, exact, differentiable."
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, starts)
     x, delta, A, B, C, h = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, initial_state)
     ys = []
     for t in range(u.shape[1]):
+        if starts is not None: h = h.masked_fill(starts[:, t, None, None], 0)
         h = torch.exp(delta[:, t, :, None] * A) * h + (delta[:, t] * x[:, t])[..., None] * B[:, t, None]
         ys.append((h * C[:, t, None]).sum(-1))
     y = finish_output(torch.stack(ys, 1), x, D, z, u.dtype)
@@ -126,7 +132,7 @@ def _chunk_len(length):
     return next(k for k in range(math.isqrt(length), 0, -1) if length % k == 0)
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #6b572bbf
-def _segments(length, size=256):
+def _stretches(length, size=256):
     "Start and stop of each stretch of tokens that is held in memory at once."
     return [(i, min(i + size, length)) for i in range(0, length, size)]
 
@@ -135,16 +141,17 @@ def _pad(x, size):
     size = min(size, -(-x.shape[1] // 16) * 16)
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, size - x.shape[1]))
 
-def _segment_states(u, delta, A, B, h):
-    "Decays and states of one segment, both (batch, length, channels, state)."
-    a = torch.exp(delta.unsqueeze(-1) * A)
+def _stretch_states(u, delta, A, B, h, border):
+    "Decays and states of one stretch, both (batch, length, channels, state)."
+    a = delta.unsqueeze(-1) * A
+    a = (a if border is None else a.add_(border[..., None, None])).exp_()
     b = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
     return a, _linear_recurrence(a.clone(), b, h)
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #e229af64
-def _segment_grads(u, delta, A, B, C, h0, dy, carry):
-    "Gradients of a segment's inputs and of the state `h0` before it; `carry` is that of the state after it."
-    a, h = _segment_states(u, delta, A, B, h0)
+def _stretch_grads(u, delta, A, B, C, h0, border, dy, carry):
+    "Gradients of a stretch's inputs and of the state `h0` before it; `carry` is that of the state after it."
+    a, h = _stretch_states(u, delta, A, B, h0, border)
     prev = torch.cat([h0.unsqueeze(1), h[:, :-1]], 1)
     g = dy.unsqueeze(-1) * C.unsqueeze(2)
     g[:, -1] += carry
@@ -160,40 +167,41 @@ def _segment_grads(u, delta, A, B, C, h0, dy, carry):
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #65f043b7
 class _ChunkedScan(torch.autograd.Function):
-    "The bare scan `(u, Δ, A, B, C, h0) -> (y, last state)`, with memory for one segment's states."
+    "The bare scan `(u, Δ, A, B, C, h0) -> (y, last state)`, with memory for one stretch's states."
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, h, size):
+    def forward(ctx, u, delta, A, B, C, h, border, size):
         ys, starts = [], []
-        for i, j in _segments(u.shape[1], size):
+        for i, j in _stretches(u.shape[1], size):
             us, ds, Bs, Cs = (_pad(x[:, i:j], size) for x in (u, delta, B, C))
             starts.append(h)
-            _, hs = _segment_states(us, ds, A, Bs, h)
+            _, hs = _stretch_states(us, ds, A, Bs, h, None if border is None else _pad(border[:, i:j], size))
             ys.append(torch.einsum("blcn,bln->blc", hs, Cs)[:, :j-i])
             h = hs[:, -1].clone()
-        ctx.save_for_backward(u, delta, A, B, C, torch.stack(starts))
+        ctx.save_for_backward(u, delta, A, B, C, border, torch.stack(starts))
         ctx.size = size
         return torch.cat(ys, 1), h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, carry):
-        u, delta, A, B, C, starts = ctx.saved_tensors
+        u, delta, A, B, C, border, starts = ctx.saved_tensors
         dA, parts = torch.zeros_like(A), []
-        for k, (i, j) in reversed(list(enumerate(_segments(u.shape[1], ctx.size)))):
+        for k, (i, j) in reversed(list(enumerate(_stretches(u.shape[1], ctx.size)))):
             us, ds, Bs, Cs, gs = (_pad(x[:, i:j], ctx.size) for x in (u, delta, B, C, dy))
-            du, dd, dAs, dB, dC, carry = _segment_grads(us, ds, A, Bs, Cs, starts[k], gs, carry)
+            cut = None if border is None else _pad(border[:, i:j], ctx.size)
+            du, dd, dAs, dB, dC, carry = _stretch_grads(us, ds, A, Bs, Cs, starts[k], cut, gs, carry)
             dA += dAs
             parts.append([x[:, :j-i] for x in (du, dd, dB, dC)])
         du, dd, dB, dC = (torch.cat(x[::-1], 1) for x in zip(*parts))
-        return du, dd, dA, dB, dC, carry, None
+        return du, dd, dA, dB, dC, carry, None, None
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #052f1d45
 def _scan_chunked(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, initial_state=None,
-                  size=256): # tokens of a segment
+                  starts=None, size=256): # tokens of a stretch
     "Vectorised torch, on any device: about `length / size` times 32 steps."
     with torch.autocast(u.device.type, enabled=False):
         x, delta, A, B, C, h = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, initial_state)
-        y, h = _ChunkedScan.apply(x, delta, A, B, C, h, size)
+        y, h = _ChunkedScan.apply(x, delta, A, B, C, h, log_decay_at(starts, h.dtype), size)
         return finish_output(y, x, D, z, u.dtype), h
 
 # %% ../../nbs/02_mixers/01_scan.ipynb #7f9d1d1a
@@ -225,7 +233,7 @@ def _backend(name, u, dtype):
     fast = {"cpu": "cpu", "cuda": "triton"}.get(u.device.type) if dtype == torch.float32 else None
     have = {"cpu": has_cpu_kernel, "triton": has_gpu_kernel}
     if name == "auto": name = fast if fast and have[fast]() else "chunked"
-    if name == "ref": return lambda *args: selective_scan_ref(*args, return_state=True)
+    if name == "ref": return lambda *args: selective_scan_ref(*args[:-1], True, args[-1])
     if name == "chunked": return _scan_chunked
     if name not in have:
         raise ValueError(f"selective scan: unknown backend {name!r} (known: auto, ref, chunked, cpu, triton)")
@@ -251,10 +259,11 @@ def selective_scan(
     delta_softplus: bool = False,    # pass `delta` through a softplus
     initial_state: Tensor|None = None, # (batch, channels, state) state before the first token, zero if None
     return_state: bool = False,        # also return the state after the last token
-    backend: str = "auto"              # auto, ref, chunked, cpu, triton
+    backend: str = "auto",             # auto, ref, chunked, cpu, triton
+    starts: Tensor|None = None         # (batch, length) bool, True where a text begins, which forgets the state
 ) -> Tensor: # (batch, length, channels) in the dtype of `u` [, (batch, channels, state) in float32 or float64]
     "Selective scan (Gu & Dao 2023, alg. 2), differentiable in every tensor; see `selective_scan_ref` for the equation."
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, starts)
     f = _backend(backend, u, state_dtype(u, delta, A, B, C, initial_state))
-    y, h = f(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    y, h = f(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, starts)
     return (y, h) if return_state else y

@@ -10,6 +10,7 @@ import numpy as np, torch
 from torch import Tensor
 from .cpu_common import (
     as_numpy, copied, exp2, f4, fast_softplus, jit, LN2, LOG2E, run_blocks, sigmoid)
+from .segments import log_decay_at
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #b8767958
 # rows of a token: u, Δ as given, Δ, Δu, output, gate, gradient of the output
@@ -41,19 +42,20 @@ def _step_size(S, r, bias, softplus, W):
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #2cb67e98
 @jit
-def _advance(S, r, rates, states, B, C, b, t, N, W):
+def _advance(S, r, rates, states, B, C, border, b, t, N, W):
     "Move all states of the block over one token; `S[r+OUT]` is what is read."
+    cut = border[b, t]
     for j in range(W): S[r+_OUT, j] = f4(0)
     for n in range(N):
         bn, cn = B[b, t, n], C[b, t, n]
         for j in range(W):
-            h = exp2(S[r+_DT, j] * S[rates+n, j]) * S[states+n, j] + S[r+_X, j] * bn
+            h = exp2(S[r+_DT, j] * S[rates+n, j] + cut) * S[states+n, j] + S[r+_X, j] * bn
             S[states+n, j] = h
             S[r+_OUT, j] += h * cn
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #49c372bf
 @jit
-def _forward(u, delta, A, B, C, D, z, bias, h0, softplus, gate, y, last, starts, K, W, first, stop):
+def _forward(u, delta, A, B, C, D, z, bias, h0, border, softplus, gate, y, last, starts, K, W, first, stop):
     "Tasks `first` to `stop` of the forward pass; fills `y`, `last` and `starts`."
     (_, L, nc), N = u.shape, A.shape[1]
     blocks = (nc + W - 1) // W
@@ -71,7 +73,7 @@ def _forward(u, delta, A, B, C, D, z, bias, h0, softplus, gate, y, last, starts,
             _load(S, _U, u, b, t, c, w)
             _load(S, _RAW, delta, b, t, c, w)
             _step_size(S, 0, BIAS, softplus, W)
-            _advance(S, 0, rates, states, B, C, b, t, N, W)
+            _advance(S, 0, rates, states, B, C, border, b, t, N, W)
             for j in range(W): S[_OUT, j] += S[SKIP, j] * S[_U, j]
             if gate:
                 _load(S, _Z, z, b, t, c, w)
@@ -81,13 +83,14 @@ def _forward(u, delta, A, B, C, D, z, bias, h0, softplus, gate, y, last, starts,
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #d6f41d8a
 @jit
-def _recompute(S, r, rates, old, new, decays, B, C, b, t, N, W):
+def _recompute(S, r, rates, old, new, decays, B, C, border, b, t, N, W):
     "`_advance`, with decays and new states in rows of their own."
+    cut = border[b, t]
     for j in range(W): S[r+_OUT, j] = f4(0)
     for n in range(N):
         bn, cn = B[b, t, n], C[b, t, n]
         for j in range(W):
-            a = exp2(S[r+_DT, j] * S[rates+n, j])
+            a = exp2(S[r+_DT, j] * S[rates+n, j] + cut)
             h = a * S[old+n, j] + S[r+_X, j] * bn
             S[decays+n, j], S[new+n, j] = a, h
             S[r+_OUT, j] += h * cn
@@ -133,7 +136,7 @@ def _token_grad(S, r, dx, ddt, skip, dskip, dbias, softplus, W):
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #c20a71cc
 @jit
-def _backward(u, delta, A, B, C, D, z, bias, starts, dy, dlast, softplus, gate,
+def _backward(u, delta, A, B, C, D, z, bias, border, starts, dy, dlast, softplus, gate,
               du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, K, W, first, stop):
     "Tasks `first` to `stop` of the backward pass; sums over batch and blocks are left to the caller."
     (_, L, nc), N = u.shape, A.shape[1]
@@ -158,7 +161,7 @@ def _backward(u, delta, A, B, C, D, z, bias, starts, dy, dlast, softplus, gate,
                 _load(S, r+_RAW, delta, b, t, c, w)
                 _load(S, r+_DY, dy, b, t, c, w)
                 _step_size(S, r, BIAS, softplus, W)
-                _recompute(S, r, rates, states+s*N, states+s*N+N, decays+s*N, B, C, b, t, N, W)
+                _recompute(S, r, rates, states+s*N, states+s*N+N, decays+s*N, B, C, border, b, t, N, W)
                 if gate:
                     _load(S, r+_Z, z, b, t, c, w)
                     _gate_grad(S, r, SKIP, W)
@@ -181,20 +184,21 @@ def _sizes(batch, channels, states):
     return K, min(W, -(-channels // 16) * 16)
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #5d6f4416
-def _inputs(u, delta, A, B, C, D, z, bias, h0):
+def _inputs(u, delta, A, B, C, D, z, bias, h0, border):
     "Arrays for the kernels; zeros stand for what is absent, and `z` is any array if there is no gate."
-    (b, _, c), n = u.shape, A.shape[1]
+    (b, l, c), n = u.shape, A.shape[1]
     D, bias = (u.new_zeros(c) if x is None else x for x in (D, bias))
-    h0 = u.new_zeros(b, c, n) if h0 is None else h0
-    return [*map(as_numpy, (u, delta, A, B, C)), copied(D), as_numpy(u if z is None else z), copied(bias), as_numpy(h0)]
+    h0, border = u.new_zeros(b, c, n) if h0 is None else h0, u.new_zeros(b, l) if border is None else border
+    return [*map(as_numpy, (u, delta, A, B, C)), copied(D), as_numpy(u if z is None else z), copied(bias),
+            as_numpy(h0), as_numpy(border)]
 
 @torch.library.custom_op("hybrid_nb::scan_cpu", mutates_args=())
 def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor|None, z: Tensor|None,
-             bias: Tensor|None, h0: Tensor|None, softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
+             bias: Tensor|None, h0: Tensor|None, border: Tensor|None, softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
     (b, _, c), n = u.shape, A.shape[1]
     K, W = _sizes(b, c, n)
     y, last, starts = _outputs(u, A)
-    run_blocks(_forward, b * -(-c // W), *_inputs(u, delta, A, B, C, D, z, bias, h0), softplus, z is not None,
+    run_blocks(_forward, b * -(-c // W), *_inputs(u, delta, A, B, C, D, z, bias, h0, border), softplus, z is not None,
                y.numpy(), last.numpy(), starts.numpy(), K, W)
     return y, last, starts
 
@@ -203,13 +207,13 @@ def _outputs(u, A):
     return u.new_empty(b, l, c), u.new_empty(b, c, n), u.new_empty(b, -(-l // _sizes(b, c, n)[0]), n, c)
 
 @_scan_op.register_fake
-def _(u, delta, A, B, C, D, z, bias, h0, softplus): return _outputs(u, A)
+def _(u, delta, A, B, C, D, z, bias, h0, border, softplus): return _outputs(u, A)
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #2504a1fb
 @torch.library.custom_op("hybrid_nb::scan_cpu_backward", mutates_args=())
 def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                  D: Tensor|None, z: Tensor|None, bias: Tensor|None, h0: Tensor|None, softplus: bool,
-                  starts: Tensor) -> list[Tensor]:
+                  D: Tensor|None, z: Tensor|None, bias: Tensor|None, h0: Tensor|None, border: Tensor|None,
+                  softplus: bool, starts: Tensor) -> list[Tensor]:
     (b, l, c), n = u.shape, A.shape[1]
     K, W = _sizes(b, c, n)
     blocks = -(-c // W)
@@ -217,13 +221,13 @@ def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: T
     du, ddelta, dA, dB, dC = new(b, l, c), new(b, l, c), new(b, c, n), new(blocks, b, l, n), new(blocks, b, l, n)
     dD, dz, dbias, dh0 = new(b, c), new(b, l, c if z is not None else 0), new(b, c), new(b, c, n)
     dlast = torch.zeros_like(dh0) if dlast is None else dlast
-    *args, _ = _inputs(u, delta, A, B, C, D, z, bias, h0)
-    run_blocks(_backward, b * blocks, *args, as_numpy(starts), as_numpy(dy), as_numpy(dlast), softplus, z is not None,
+    *args, _, border = _inputs(u, delta, A, B, C, D, z, bias, h0, border)
+    run_blocks(_backward, b * blocks, *args, border, *map(as_numpy, (starts, dy, dlast)), softplus, z is not None,
                *(x.numpy() for x in (du, ddelta, dA, dB, dC, dD, dz, dbias, dh0)), K, W)
     return [du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, dbias.sum(0), dh0]
 
 @_scan_grad_op.register_fake
-def _(dy, dlast, u, delta, A, B, C, D, z, bias, h0, softplus, starts):
+def _(dy, dlast, u, delta, A, B, C, D, z, bias, h0, border, softplus, starts):
     (b, l, c), n = u.shape, A.shape[1]
     dz = b, l, c if z is not None else 0
     return [u.new_empty(s) for s in ((b, l, c), (b, l, c), (c, n), (b, l, n), (b, l, n), (c,), dz, (c,), (b, c, n))]
@@ -238,7 +242,7 @@ def _grad(ctx, dy, dlast, _):
     *tensors, starts = ctx.saved_tensors
     if dy is None: dy = torch.zeros_like(tensors[0])
     grads = _scan_grad_op(dy, dlast, *tensors, ctx.softplus, starts)
-    return *(None if x is None else g for x, g in zip(tensors, grads)), None
+    return *(None if x is None else g for x, g in zip(tensors, grads)), None, None
 
 _scan_op.register_autograd(_grad, setup_context=_save)
 
@@ -253,10 +257,11 @@ def scan_cpu(
     z: Tensor|None = None,            # (batch, length, channels)
     delta_bias: Tensor|None = None,   # (channels,)
     delta_softplus: bool = False,
-    initial_state: Tensor|None = None # (batch, channels, state)
+    initial_state: Tensor|None = None, # (batch, channels, state)
+    starts: Tensor|None = None         # (batch, length)
 ) -> tuple[Tensor, Tensor]: # y (batch, length, channels) like `u`, last state (batch, channels, state) in float32
     "`selective_scan` for CPU tensors, computed in float32."
-    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state
+    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state, log_decay_at(starts, torch.float32)
     y, h, _ = _scan_op(*(x if x is None else x.float().contiguous() for x in tensors), delta_softplus)
     return y.to(u.dtype), h
 
@@ -343,15 +348,15 @@ decay_sum_cpu.register_autograd(lambda ctx, dy: tuple(_decay_grad_op(dy, *ctx.sa
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #eaa68877
 @jit
-def _conv_sum(S, x, b, t, c, m, K, W):
+def _conv_sum(S, x, since, b, t, c, m, K, W):
     "Row 0 = bias (row 1) plus the last `K` inputs times their weights (rows from 2, that of the newest input last)."
     for j in range(W): S[0, j] = S[1, j]
-    for k in range(max(0, K-1-t), K):
+    for k in range(max(0, K-1-min(t, since[b, t])), K):
         v = x[b, t-K+1+k, c:c+m]
         for j in range(m): S[0, j] += S[2+k, j] * v[j]
 
 @jit
-def _conv_forward(x, w, bias, y, W, first, stop):
+def _conv_forward(x, w, bias, since, y, W, first, stop):
     "y = SiLU(causal depthwise convolution of x)"
     (_, L, nc), K = x.shape, w.shape[1]
     blocks = (nc + W - 1) // W
@@ -363,21 +368,21 @@ def _conv_forward(x, w, bias, y, W, first, stop):
         S[1, :m] = bias[c:c+m]
         for k in range(K): S[2+k, :m] = w[c:c+m, k]
         for t in range(L):
-            _conv_sum(S, x, b, t, c, m, K, W)
+            _conv_sum(S, x, since, b, t, c, m, K, W)
             for j in range(W): S[0, j] *= sigmoid(S[0, j])
             y[b, t, c:c+m] = S[0, :m]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #b0287e34
 @jit
-def _conv_spread(S, x, dx, b, t, c, m, K):
+def _conv_spread(S, x, dx, since, b, t, c, m, K):
     "Add to the gradients of inputs and weights; row 0 holds the gradient of the sum before the SiLU."
-    for k in range(max(0, K-1-t), K):
+    for k in range(max(0, K-1-min(t, since[b, t])), K):
         v, d = x[b, t-K+1+k, c:c+m], dx[b, t-K+1+k, c:c+m]
         for j in range(m): d[j] += S[2+k, j] * S[0, j]
         for j in range(m): S[3+K+k, j] += v[j] * S[0, j]
 
 @jit
-def _conv_backward(x, w, bias, dy, dx, dw, dbias, W, first, stop):
+def _conv_backward(x, w, bias, since, dy, dx, dw, dbias, W, first, stop):
     "Gradients of `_conv_forward`; those of weights and bias by sequence."
     (_, L, nc), K = x.shape, w.shape[1]
     blocks = (nc + W - 1) // W
@@ -390,54 +395,61 @@ def _conv_backward(x, w, bias, dy, dx, dw, dbias, W, first, stop):
         for k in range(K): S[2+k, :m] = w[c:c+m, k]
         for t in range(L):
             dx[b, t, c:c+m] = f4(0)
-            _conv_sum(S, x, b, t, c, m, K, W)
+            _conv_sum(S, x, since, b, t, c, m, K, W)
             v = dy[b, t, c:c+m]
             for j in range(m):
                 s = sigmoid(S[0, j])
                 S[0, j] = v[j] * s * (f4(1) + S[0, j] * (f4(1) - s))
                 S[2+K, j] += S[0, j]
-            _conv_spread(S, x, dx, b, t, c, m, K)
+            _conv_spread(S, x, dx, since, b, t, c, m, K)
         dbias[b, c:c+m] = S[2+K, :m]
         for k in range(K): dw[b, c:c+m, k] = S[3+K+k, :m]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #944a50ee
+def _reach(x, since):
+    "How many tokens before it each may see, as an array (batch, length)."
+    if since is None: since = torch.full(x.shape[:2], x.shape[1], dtype=torch.int32)
+    return as_numpy(since)
+
 @torch.library.custom_op("hybrid_nb::conv_silu", mutates_args=())
-def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None) -> Tensor:
+def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> Tensor:
     y, (b, _, c) = torch.empty_like(x, memory_format=torch.contiguous_format), x.shape
     bias = x.new_zeros(c) if bias is None else bias
     W = _sizes(b, c, 1)[1]
-    run_blocks(_conv_forward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), y.numpy(), W)
+    run_blocks(_conv_forward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), _reach(x, since),
+               y.numpy(), W)
     return y
 
 @_conv_op.register_fake
-def _(x, w, bias): return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x, w, bias, since): return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 @torch.library.custom_op("hybrid_nb::conv_silu_backward", mutates_args=())
-def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None) -> list[Tensor]:
+def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> list[Tensor]:
     b, _, c = x.shape
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dw, dbias = x.new_empty(b, *w.shape), x.new_empty(b, c)
     bias, W = x.new_zeros(c) if bias is None else bias, _sizes(b, c, 1)[1]
-    run_blocks(_conv_backward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), as_numpy(dy),
+    run_blocks(_conv_backward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), _reach(x, since), as_numpy(dy),
                dx.numpy(), dw.numpy(), dbias.numpy(), W)
     return [dx, dw.sum(0), dbias.sum(0)]
 
 @_conv_grad_op.register_fake
-def _(dy, x, w, bias):
+def _(dy, x, w, bias, since):
     return [torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(w), x.new_empty(x.shape[2])]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #e2336d8a
 def _conv_grad(ctx, dy):
-    x, w, bias = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
-    dx, dw, dbias = _conv_grad_op(dy, x, w, bias)
-    return dx, dw, None if bias is None else dbias
+    x, w, bias, since = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
+    dx, dw, dbias = _conv_grad_op(dy, x, w, bias, since)
+    return dx, dw, None if bias is None else dbias, None
 
 _conv_op.register_autograd(_conv_grad, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 def conv_silu_cpu(
     x: Tensor,    # (batch, length, channels) float32
     w: Tensor,    # (channels, 1, kernel) as in a depthwise `nn.Conv1d`
-    bias: Tensor|None # (channels,)
+    bias: Tensor|None, # (channels,)
+    since: Tensor|None = None # (batch, length) int32, tokens of the same text before each; None: one text
 ) -> Tensor:      # (batch, length, channels)
-    "SiLU of a causal depthwise convolution."
-    return _conv_op(x.contiguous(), w.squeeze(1), bias)
+    "SiLU of a causal depthwise convolution, which sees no token of another text."
+    return _conv_op(x.contiguous(), w.squeeze(1), bias, since)

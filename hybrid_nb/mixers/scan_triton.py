@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 import torch, triton, triton.language as tl
 from torch import Tensor
+from .segments import log_decay_at
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #57c45fa9
 @triton.jit
@@ -72,6 +73,11 @@ def _step_sizes(delta, bias, b, t, left, c, nc, SOFTPLUS: tl.constexpr, T: tl.co
     return rows
 
 @triton.jit
+def _decay(dt, a, cuts, i: tl.constexpr):
+    "The decay of token `i`; `cuts` are added to exponents, None: no text begins here."
+    return tl.exp2(dt * a) if cuts is None else tl.exp2(dt * a + cuts[i])
+
+@triton.jit
 def _products(a, b, T: tl.constexpr):
     rows = ()
     for i in tl.static_range(T): rows = rows + (a[i] * b[i],)
@@ -79,15 +85,16 @@ def _products(a, b, T: tl.constexpr):
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #c88a68f8
 @triton.jit
-def _read_out(dt, x, state, save, saving, A, B, C, padded, c, nc, N, T: tl.constexpr, W: tl.constexpr):
+def _read_out(dt, x, state, save, saving, A, B, C, border, padded, c, nc, N, T: tl.constexpr, W: tl.constexpr):
     "Take all states over `T` tokens; rows of what is read from them."
     ys = _zeros(T, W)
+    cuts = None if border is None else _numbers(border, T)
     for n in range(N):
         a, h = tl.load(A + n*nc + c, mask=c < nc, other=0.), tl.load(state + n*nc + c, mask=c < nc, other=0.)
         tl.store(save + n*nc + c, h, mask=c < tl.where(saving, nc, 0))
         Bn, Cn, new = _numbers(B + n*padded, T), _numbers(C + n*padded, T), ()
         for i in tl.static_range(T):
-            h = tl.exp2(dt[i] * a) * h + x[i] * Bn[i]
+            h = _decay(dt[i], a, cuts, i) * h + x[i] * Bn[i]
             new = new + (ys[i] + h * Cn[i],)
         ys = new
         tl.store(state + n*nc + c, h, mask=c < nc)
@@ -106,7 +113,7 @@ def _finish(ys, u, D, z, y, b, t, left, c, nc, T: tl.constexpr):
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #69eb99de
 @triton.jit
-def _forward(u, delta, A, B, C, D, z, bias, state, y, starts, L, padded, nc, N, span, every,
+def _forward(u, delta, A, B, C, D, z, bias, border, state, y, starts, L, padded, nc, N, span, every,
              EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "One range of `span` tokens of one block of `W` channels of one sequence, from the state in `state`."
     c, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(2).to(tl.int64)
@@ -118,22 +125,24 @@ def _forward(u, delta, A, B, C, D, z, bias, state, y, starts, L, padded, nc, N, 
             left, at = None if EVEN else L - t, b*N*padded + t
             dt = _step_sizes(delta, bias, b, t, left, c, nc, SOFTPLUS, T)
             x = _products(dt, _rows(u, b, t, left, c, nc, T), T)
-            ys = _read_out(dt, x, own, save, t == start, A, B + at, C + at, padded, c, nc, N, T, W)
+            cut = None if border is None else border + b*padded + t
+            ys = _read_out(dt, x, own, save, t == start, A, B + at, C + at, cut, padded, c, nc, N, T, W)
             _finish(ys, u, D, z, y, b, t, left, c, nc, T)
             tl.debug_barrier()
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #0dadf7be
 @triton.jit
-def _advance(dt, x, state, to, A, B, padded, c, nc, N, T: tl.constexpr):
+def _advance(dt, x, state, to, A, B, border, padded, c, nc, N, T: tl.constexpr):
     "Take all states over `T` tokens, from `state` to `to`."
+    cuts = None if border is None else _numbers(border, T)
     for n in range(N):
         a, h = tl.load(A + n*nc + c, mask=c < nc, other=0.), tl.load(state + n*nc + c, mask=c < nc, other=0.)
         Bn = _numbers(B + n*padded, T)
-        for i in tl.static_range(T): h = tl.exp2(dt[i] * a) * h + x[i] * Bn[i]
+        for i in tl.static_range(T): h = _decay(dt[i], a, cuts, i) * h + x[i] * Bn[i]
         tl.store(to + n*nc + c, h, mask=c < nc)
 
 @triton.jit
-def _ends(u, delta, A, B, bias, state, total, L, padded, nc, N, span, R,
+def _ends(u, delta, A, B, bias, border, state, total, L, padded, nc, N, span, R,
           EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "The state at the end of a range that starts from `state` (zero), and the sum of its Δ."
     c, r, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -141,13 +150,14 @@ def _ends(u, delta, A, B, bias, state, total, L, padded, nc, N, span, R,
     for t in range(first, tl.minimum(first + span, L), T):
         left = None if EVEN else L - t
         us, dt = _rows(u, b, t, left, c, nc, T), _step_sizes(delta, bias, b, t, left, c, nc, SOFTPLUS, T)
-        _advance(dt, _products(dt, us, T), own, own, A, B + b*N*padded + t, padded, c, nc, N, T)
+        cut = None if border is None else border + b*padded + t
+        _advance(dt, _products(dt, us, T), own, own, A, B + b*N*padded + t, cut, padded, c, nc, N, T)
         for i in tl.static_range(T): steps += dt[i]
         tl.debug_barrier()
     tl.store(total + (b*R + r)*nc + c, steps, mask=c < nc)
 
 @triton.jit
-def _compose(start, state, total, A, nc, N, R, REVERSE: tl.constexpr, W: tl.constexpr):
+def _compose(start, state, total, cuts, A, nc, N, R, REVERSE: tl.constexpr, W: tl.constexpr):
     "From what each range adds to what it starts from; the first one (reversed: the last) starts from `start`."
     j, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(1).to(tl.int64)
     a, h = tl.load(A + j, mask=j < N*nc, other=0.), tl.load(start + b*N*nc + j, mask=j < N*nc, other=0.)
@@ -157,7 +167,8 @@ def _compose(start, state, total, A, nc, N, R, REVERSE: tl.constexpr, W: tl.cons
         own = tl.load(p, mask=j < N*nc, other=0.)
         steps = tl.load(total + (b*R + r)*nc + j % nc, mask=j < N*nc, other=0.)
         tl.store(p, h, mask=j < N*nc)
-        h = tl.exp2(a * steps) * h + own
+        decay = tl.exp2(a * steps) if cuts is None else tl.exp2(a * steps + tl.load(cuts + b*R + r))
+        h = decay * h + own
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #6d92947c
 @triton.jit
@@ -183,11 +194,12 @@ def _sums(rows, T: tl.constexpr, W: tl.constexpr):
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #f657d4d1
 @triton.jit
-def _adjoint(dt, x, dy, h, G, dA, dB, dC, A, B, C, left, padded, c, nc, N, slab,
+def _adjoint(dt, x, dy, h, G, dA, dB, dC, A, B, C, border, left, padded, c, nc, N, slab,
              T: tl.constexpr, W: tl.constexpr):
     "Rows of output before the gate, gradients of Δu, and of Δ through the decay; updates `G`, `dA`, `dB`, `dC`."
     ys, dx, ddt, lane = _zeros(T, W), _zeros(T, W), _zeros(T, W), tl.arange(0, 32)
     here = T if left is None else tl.minimum(left, T)
+    cuts = None if border is None else _numbers(border, T)
     for n in range(N):
         j = n*nc + c
         a, s, g, da = (tl.load(A + j, mask=c < nc, other=0.), tl.load(h + j, mask=c < nc, other=0.),
@@ -195,7 +207,7 @@ def _adjoint(dt, x, dy, h, G, dA, dB, dC, A, B, C, left, padded, c, nc, N, slab,
         Bn, Cn = _numbers(B + n*padded, T), _numbers(C + n*padded, T)
         decays, before, hdy, new = (), (), (), ()
         for i in tl.static_range(T):
-            e = tl.exp2(dt[i] * a)
+            e = _decay(dt[i], a, cuts, i)
             decays, before = decays + (e,), before + (s,)
             s = e*s + x[i]*Bn[i]
             hdy, new = hdy + (s * dy[i],), new + (ys[i] + s*Cn[i],)
@@ -253,7 +265,7 @@ def _token_grads(u, delta, bias, du, ddelta, dt, dy, dx, ddt, skip, b, t, left, 
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #a3e223d4
 @triton.jit
-def _marks(u, delta, A, B, bias, start, marks, b, t, stop, padded, c, nc, N,
+def _marks(u, delta, A, B, bias, border, start, marks, b, t, stop, padded, c, nc, N,
            EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr):
     "States before each `T` of the tokens from `t` to `stop`."
     for n in range(N): tl.store(marks + n*nc + c, tl.load(start + n*nc + c, mask=c < nc, other=0.), mask=c < nc)
@@ -261,13 +273,14 @@ def _marks(u, delta, A, B, bias, start, marks, b, t, stop, padded, c, nc, N,
         tl.debug_barrier()
         left = None if EVEN else T
         us, dt = _rows(u, b, t + k*T, left, c, nc, T), _step_sizes(delta, bias, b, t + k*T, left, c, nc, SOFTPLUS, T)
+        cut = None if border is None else border + b*padded + t + k*T
         _advance(dt, _products(dt, us, T), marks + k*N*nc, marks + (k+1)*N*nc,
-                 A, B + b*N*padded + t + k*T, padded, c, nc, N, T)
+                 A, B + b*N*padded + t + k*T, cut, padded, c, nc, N, T)
     tl.debug_barrier()
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #76ea0085
 @triton.jit
-def _backward(u, delta, A, B, C, D, z, bias, starts, marks, G, dy, du, ddelta, dz, dA, dB, dC, dD, dbias,
+def _backward(u, delta, A, B, C, D, z, bias, border, starts, marks, G, dy, du, ddelta, dz, dA, dB, dC, dD, dbias,
               L, padded, nc, N, span, begin, end, slab, every,
               EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "One range of `span` tokens of the slab, from the gradient in `G`."
@@ -282,15 +295,16 @@ def _backward(u, delta, A, B, C, D, z, bias, starts, marks, G, dy, du, ddelta, d
         start = first + (tl.cdiv(stop - first, every) - 1 - q)*every
         m = tl.cdiv(tl.minimum(every, stop - start), T)
         mark, saved = marks + (b*R + r)*(every//T)*N*nc, starts + (b*segments + start//every)*N*nc
-        _marks(u, delta, A, B, bias, saved, mark, b, start, tl.minimum(start + every, stop),
+        _marks(u, delta, A, B, bias, border, saved, mark, b, start, tl.minimum(start + every, stop),
                padded, c, nc, N, EVEN, SOFTPLUS, T)
         for i in range(m):
             t = start + (m - 1 - i)*T
             left = None if EVEN else L - t
             dt, at = _step_sizes(delta, bias, b, t, left, c, nc, SOFTPLUS, T), b*N*padded + t
             x, dys = _products(dt, _rows(u, b, t, left, c, nc, T), T), _gated(dy, z, b, t, left, c, nc, T)
+            cut = None if border is None else border + b*padded + t
             ys, dx, ddt = _adjoint(dt, x, dys, mark + (m - 1 - i)*N*nc, G + own, dA + own, dB + sums + t, dC + sums + t,
-                                   A, B + at, C + at, left, padded, c, nc, N, slab, T, W)
+                                   A, B + at, C + at, cut, left, padded, c, nc, N, slab, T, W)
             if z is not None: _gate_grad(dy, z, dz, ys, u, skip, b, t, left, c, nc, T)
             ds, db = _token_grads(u, delta, bias, du, ddelta, dt, dys, dx, ddt, skip,
                                   b, t, left, c, nc, SOFTPLUS, T, W)
@@ -301,7 +315,7 @@ def _backward(u, delta, A, B, C, D, z, bias, starts, marks, G, dy, du, ddelta, d
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #c3d3889d
 @triton.jit
-def _starts_back(delta, A, C, z, bias, dy, G, total, L, padded, nc, N, span, begin, end, R,
+def _starts_back(delta, A, C, z, bias, border, dy, G, total, L, padded, nc, N, span, begin, end, R,
                  EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "`_ends` from the right: the gradient at the start of a range that no gradient enters at its end."
     c, r, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(1) + 1, tl.program_id(2).to(tl.int64)
@@ -312,10 +326,11 @@ def _starts_back(delta, A, C, z, bias, dy, G, total, L, padded, nc, N, span, beg
         left = None if EVEN else L - t
         dt, dys = _step_sizes(delta, bias, b, t, left, c, nc, SOFTPLUS, T), _gated(dy, z, b, t, left, c, nc, T)
         for i in tl.static_range(T): steps += dt[i]
+        cuts = None if border is None else _numbers(border + b*padded + t, T)
         for n in range(N):
             a, g = tl.load(A + n*nc + c, mask=c < nc, other=0.), tl.load(G + own + n*nc + c, mask=c < nc, other=0.)
             Cn = _numbers(C + (b*N + n)*padded + t, T)
-            for i in tl.static_range(T - 1, -1, -1): g = tl.exp2(dt[i] * a) * (g + dys[i]*Cn[i])
+            for i in tl.static_range(T - 1, -1, -1): g = _decay(dt[i], a, cuts, i) * (g + dys[i]*Cn[i])
             tl.store(G + own + n*nc + c, g, mask=c < nc)
         tl.debug_barrier()
     tl.store(total + (b*R + r)*nc + c, steps, mask=c < nc)
@@ -365,6 +380,15 @@ def _by_state(x):
     turned[:, :, :l] = x.transpose(1, 2)
     return turned
 
+def _border(cut):
+    "What is added to exponents, (batch, length) in float32, with zeros at the end as `_by_state` has them."
+    return None if cut is None else torch.nn.functional.pad(cut.float(), (0, -cut.shape[1] % 32))
+
+def _by_range(border, begin, end, span, R):
+    "The sum of `border` over each range of the tokens from `begin` to `end`."
+    if border is None: return None
+    return torch.nn.functional.pad(border[:, begin:end], (0, R*span - (end - begin))).unflatten(1, (R, span)).sum(-1)
+
 def _plain(x): return None if x is None else x.contiguous()
 def _rates(A): return (A.float() * _LOG2E.value).T.contiguous()
 
@@ -380,24 +404,25 @@ def _like(x, u): return u.new_empty(0) if x is None else torch.empty(x.shape, dt
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #67e6ac80
 @torch.library.custom_op("hybrid_nb::scan_triton", mutates_args=())
 def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor|None, z: Tensor|None,
-             bias: Tensor|None, h0: Tensor|None, softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
+             bias: Tensor|None, h0: Tensor|None, cut: Tensor|None, softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
     (b, l, c), n = u.shape, A.shape[1]
     (y, _, starts), plan, rates, bias, D = _outputs(u, A), _plan(b, l, c, n), _rates(A), _plain(bias), _plain(D)
     state, (span, R) = _incoming(h0, b, rates), plan.span(l)
-    u, delta, B, C, z = _view(u), _view(delta), _by_state(B), _by_state(C), _view(z)
+    u, delta, B, C, z, border = _view(u), _view(delta), _by_state(B), _by_state(C), _view(z), _border(cut)
     with torch.cuda.device_of(rates):
-        if R > 1: state = _ranges_before(u, delta, rates, B, bias, state, l, span, R, softplus, plan)
-        _forward[plan.blocks(c), R, b](u, delta, rates, B, C, D, z, bias, state, _view(y), starts,
+        if R > 1: state = _ranges_before(u, delta, rates, B, bias, border, state, l, span, R, softplus, plan)
+        _forward[plan.blocks(c), R, b](u, delta, rates, B, C, D, z, bias, border, state, _view(y), starts,
                                        l, B.shape[2], c, n, span, plan.every, **plan.how(l, c, plan.forward, softplus))
     return y, state.view(b, R, n, c)[:, -1].clone(), starts
 
-def _ranges_before(u, delta, rates, B, bias, start, l, span, R, softplus, plan):
+def _ranges_before(u, delta, rates, B, bias, border, start, l, span, R, softplus, plan):
     "The state before each range."
     b, n, c = start.shape
     state, total = _zero(start, b, R, n, c), _zero(start, b, R, c)
-    _ends[plan.blocks(c), R-1, b](u, delta, rates, B, bias, state, total, l, B.shape[2], c, n, span, R,
+    _ends[plan.blocks(c), R-1, b](u, delta, rates, B, bias, border, state, total, l, B.shape[2], c, n, span, R,
                                   **plan.how(l, c, plan.forward, softplus))
-    _compose[-(-n*c // 128), b](start, state, total, rates, c, n, R, REVERSE=False, W=128, num_warps=1)
+    _compose[-(-n*c // 128), b](start, state, total, _by_range(border, 0, l, span, R), rates, c, n, R,
+                                REVERSE=False, W=128, num_warps=1)
     return state
 
 def _outputs(u, A):
@@ -405,7 +430,7 @@ def _outputs(u, A):
     return _like(u, u), _new(u, b, n, c), _new(u, b, -(-l // _plan(b, l, c, n).every), n, c)
 
 @_scan_op.register_fake
-def _(u, delta, A, B, C, D, z, bias, h0, softplus): return _outputs(u, A)
+def _(u, delta, A, B, C, D, z, bias, h0, cut, softplus): return _outputs(u, A)
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #94203c21
 def _slab(plan, u, n):
@@ -415,21 +440,22 @@ def _slab(plan, u, n):
     slabs = -(-l // max(plan.every, fits))
     return -(-l // (slabs * plan.every)) * plan.every
 
-def _ranges_after(delta, rates, C, z, bias, dy, carry, G, l, span, begin, end, softplus, plan):
+def _ranges_after(delta, rates, C, z, bias, border, dy, carry, G, l, span, begin, end, softplus, plan):
     "The gradient that enters each range of a slab from the right."
     b, R, n, c = G.shape
     total = _zero(G, b, R, c)
     G.zero_()
-    _starts_back[plan.blocks(c), R-1, b](delta, rates, C, z, bias, dy, G, total,
+    _starts_back[plan.blocks(c), R-1, b](delta, rates, C, z, bias, border, dy, G, total,
                                          l, C.shape[2], c, n, span, begin, end, R,
                                          **plan.how(l, c, plan.backward, softplus))
-    _compose[-(-n*c // 128), b](carry, G, total, rates, c, n, R, REVERSE=True, W=128, num_warps=1)
+    _compose[-(-n*c // 128), b](carry, G, total, _by_range(border, begin, end, span, R), rates, c, n, R,
+                                REVERSE=True, W=128, num_warps=1)
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #a3006a80
 @torch.library.custom_op("hybrid_nb::scan_triton_backward", mutates_args=())
 def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                  D: Tensor|None, z: Tensor|None, bias: Tensor|None, h0: Tensor|None, softplus: bool,
-                  starts: Tensor) -> list[Tensor]:
+                  D: Tensor|None, z: Tensor|None, bias: Tensor|None, h0: Tensor|None, cut: Tensor|None,
+                  softplus: bool, starts: Tensor) -> list[Tensor]:
     (b, l, c), n, given = u.shape, A.shape[1], (u, delta, A, B, C, D, z, bias, h0)
     plan, rates, bias, D = _plan(b, l, c, n), _rates(A), _plain(bias), _plain(D)
     slab = _slab(plan, u, n)
@@ -439,14 +465,15 @@ def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: T
     marks, sums = _new(u, b, R, plan.every // plan.backward, n, c), _new(u, 2, plan.blocks(c), b, n, slab)
     carry = _zero(u, b, n, c) if dlast is None else dlast.contiguous()
     u, delta, z, dy, du, ddelta, dzv = *map(_view, (u, delta, z, dy, du, ddelta)), None if z is None else _view(dz)
-    B, C = _by_state(B), _by_state(C)
+    B, C, border = _by_state(B), _by_state(C), _border(cut)
     with torch.cuda.device_of(rates):
         for begin in reversed(range(0, l, slab)):
             end = min(begin + slab, l)
-            if R > 1: _ranges_after(delta, rates, C, z, bias, dy, carry, G, l, span, begin, end, softplus, plan)
+            if R > 1:
+                _ranges_after(delta, rates, C, z, bias, border, dy, carry, G, l, span, begin, end, softplus, plan)
             else: G[:, 0] = carry
             _backward[plan.blocks(c), R, b](
-                u, delta, rates, B, C, D, z, bias, starts, marks, G, dy, du, ddelta, dzv, dA, *sums, dD, dbias,
+                u, delta, rates, B, C, D, z, bias, border, starts, marks, G, dy, du, ddelta, dzv, dA, *sums, dD, dbias,
                 l, B.shape[2], c, n, span, begin, end, slab, plan.every, **plan.how(l, c, plan.backward, softplus))
             carry = G[:, 0].clone()
             for x, s in zip((dB, dC), sums): x[:, begin:end] = s.sum(0).transpose(1, 2)[:, :end-begin]
@@ -455,7 +482,7 @@ def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: T
     return grads
 
 @_scan_grad_op.register_fake
-def _(dy, dlast, u, delta, A, B, C, D, z, bias, h0, softplus, starts):
+def _(dy, dlast, u, delta, A, B, C, D, z, bias, h0, cut, softplus, starts):
     return [_like(x, u) for x in (u, delta, A, B, C, D, z, bias, h0)]
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #8b56c7ca
@@ -468,7 +495,7 @@ def _grad(ctx, dy, dlast, _):
     *tensors, starts = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
     if dy is None: dy = torch.zeros_like(tensors[0])
     grads = _scan_grad_op(dy, dlast, *tensors, ctx.softplus, starts)
-    return *(None if x is None else g for x, g in zip(tensors, grads)), None
+    return *(None if x is None else g for x, g in zip(tensors, grads)), None, None
 
 _scan_op.register_autograd(_grad, setup_context=_save)
 
@@ -495,11 +522,13 @@ def scan_triton(
     z: Tensor|None = None,            # (batch, length, channels)
     delta_bias: Tensor|None = None,   # (channels,)
     delta_softplus: bool = False,
-    initial_state: Tensor|None = None # (batch, channels, state)
+    initial_state: Tensor|None = None, # (batch, channels, state)
+    starts: Tensor|None = None         # (batch, length)
 ) -> tuple[Tensor, Tensor]: # y (batch, length, channels) like `u`, last state (batch, channels, state) in float32
     "`selective_scan` for tensors on a GPU, computed in float32. A `ValueError` refuses float64 and other devices."
     _check_device("selective scan", u, delta, A, B, C, D, z, delta_bias, initial_state)
-    y, h, _ = _scan_op(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+    cut = log_decay_at(starts, torch.float32)
+    y, h, _ = _scan_op(u, delta, A, B, C, D, z, delta_bias, initial_state, cut, delta_softplus)
     return y, h.transpose(1, 2)
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #7362e7ec
@@ -513,48 +542,63 @@ def _halo(x, b, t, L, c, nc, T: tl.constexpr):
     return rows
 
 @triton.jit
-def _taps(w, bias, xs, c, nc, K: tl.constexpr, T: tl.constexpr):
+def _within(x, since, k, K: tl.constexpr):
+    "`x`, which belongs to the token `K - 1 - k` before one that has `since` tokens of its text before it; else 0."
+    return tl.where(since >= K - 1 - k, x, 0.)
+
+@triton.jit
+def _taps(w, bias, xs, reach, c, nc, K: tl.constexpr, T: tl.constexpr):
     "Weights, and the sums of `T` tokens before the SiLU."
     ws, sums, shift = (), (), tl.zeros_like(xs[0])
     for k in tl.static_range(K): ws = ws + (tl.load(w + c*K + k, mask=c < nc, other=0.).to(tl.float32),)
     if bias is not None: shift += tl.load(bias + c, mask=c < nc, other=0.).to(tl.float32)
     for i in tl.static_range(T):
         s = shift
-        for k in tl.static_range(K): s += ws[k] * xs[i+k]
+        for k in tl.static_range(K):
+            if reach is None: s += ws[k] * xs[i+k]
+            else: s += _within(ws[k] * xs[i+k], reach[i], k, K)
         sums = sums + (s,)
     return ws, sums
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #6ba5dc5c
 @triton.jit
-def _conv_forward(x, w, bias, y, L, nc, span, K: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
+def _conv_forward(x, w, bias, since, y, L, padded, nc, span, K: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "y = SiLU(causal depthwise convolution of x) for `span` tokens."
     c, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(2).to(tl.int64)
     first = tl.program_id(1).to(tl.int64)*span
     for t in range(first, tl.minimum(first + span, L), T):
-        _, sums = _taps(w, bias, _halo(x, b, t - (K-1), L, c, nc, T + K - 1), c, nc, K, T)
+        reach = None if since is None else _numbers(since + b*padded + t, T)
+        _, sums = _taps(w, bias, _halo(x, b, t - (K-1), L, c, nc, T + K - 1), reach, c, nc, K, T)
         for i in tl.static_range(T): _put(y, sums[i] * _sigmoid(sums[i]), b, t, i, L - t, c, nc)
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #65c73384
 @triton.jit
-def _conv_backward(x, w, bias, dy, dx, dw, L, nc, span, K: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
+def _conv_backward(x, w, bias, since, dy, dx, dw, L, padded, nc, span,
+                   K: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     "Gradients of `_conv_forward`; `dw` is (batch, spans, kernel + 1, channels), the bias last."
     c, b = tl.program_id(0)*W + tl.arange(0, W), tl.program_id(2).to(tl.int64)
     first = tl.program_id(1).to(tl.int64)*span
     share = _zeros(K + 1, W)
     for t in range(first, tl.minimum(first + span, L), T):
         xs, gs, ds = _halo(x, b, t - (K-1), L, c, nc, T + 2*K - 2), _halo(dy, b, t, L, c, nc, T + K - 1), ()
-        ws, sums = _taps(w, bias, xs, c, nc, K, T + K - 1)
+        reach = None if since is None else _numbers(since + b*padded + t, T + K - 1)
+        ws, sums = _taps(w, bias, xs, reach, c, nc, K, T + K - 1)
         for i in tl.static_range(T + K - 1):
             s = _sigmoid(sums[i])
             ds = ds + (gs[i] * s * (1 + sums[i]*(1 - s)),)
         for i in tl.static_range(T):
             g = ds[i] * ws[K-1]
-            for k in tl.static_range(K - 1): g += ds[i+K-1-k] * ws[k]
+            for k in tl.static_range(K - 1):
+                if reach is None: g += ds[i+K-1-k] * ws[k]
+                else: g += _within(ds[i+K-1-k] * ws[k], reach[i+K-1-k], k, K)
             _put(dx, g, b, t, i, L - t, c, nc)
         new = ()
         for k in tl.static_range(K + 1):
             s = share[k]
-            for i in tl.static_range(T): s += ds[i] * xs[i+k] if k < K else ds[i]
+            for i in tl.static_range(T):
+                if k == K: s += ds[i]
+                elif reach is None: s += ds[i] * xs[i+k]
+                else: s += _within(ds[i] * xs[i+k], reach[i], k, K)
             new = new + (s,)
         share = new
     own = dw + (b*tl.num_programs(1) + tl.program_id(1))*(K + 1)*nc
@@ -566,45 +610,53 @@ def _conv_grid(x, W=64, span=128):
     b, l, c = x.shape
     return (-(-c // W), -(-l // span), b), dict(span=span, T=16, W=W, num_warps=1, enable_fp_fusion=True)
 
+def _reach(x, since, w):
+    "How many tokens before it each may see, with zeros for tokens after the end, and the length of that."
+    if since is None: return None, 0
+    padded = x.shape[1] + 16 + w.shape[1]
+    return torch.nn.functional.pad(since, (0, padded - x.shape[1])), padded
+
 @torch.library.custom_op("hybrid_nb::conv_silu_triton", mutates_args=())
-def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None) -> Tensor:
-    y, (grid, how) = _like(x, x), _conv_grid(x)
+def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> Tensor:
+    y, (grid, how), (since, padded) = _like(x, x), _conv_grid(x), _reach(x, since, w)
     with torch.cuda.device_of(x):
-        _conv_forward[grid](_view(x), w.contiguous(), _plain(bias), _view(y), *x.shape[1:], K=w.shape[1], **how)
+        _conv_forward[grid](_view(x), w.contiguous(), _plain(bias), since, _view(y), x.shape[1], padded, x.shape[2],
+                            K=w.shape[1], **how)
     return y
 
 @_conv_op.register_fake
-def _(x, w, bias): return _like(x, x)
+def _(x, w, bias, since): return _like(x, x)
 
 @torch.library.custom_op("hybrid_nb::conv_silu_triton_backward", mutates_args=())
-def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None) -> list[Tensor]:
+def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> list[Tensor]:
     dx, dw, dbias = grads = [_like(v, x) for v in (x, w, bias)]
-    (c, K), (grid, how) = w.shape, _conv_grid(x)
+    (c, K), (grid, how), (since, padded) = w.shape, _conv_grid(x), _reach(x, since, w)
     shares = _new(x, grid[2], grid[1], K + 1, c)
     with torch.cuda.device_of(x):
-        _conv_backward[grid](_view(x), w.contiguous(), _plain(bias), _view(dy), _view(dx), shares, *x.shape[1:],
-                             K=K, **how)
+        _conv_backward[grid](_view(x), w.contiguous(), _plain(bias), since, _view(dy), _view(dx), shares, x.shape[1],
+                             padded, c, K=K, **how)
     total = shares.sum((0, 1))
     dw.copy_(total[:K].T)
     if bias is not None: dbias.copy_(total[K])
     return grads
 
 @_conv_grad_op.register_fake
-def _(dy, x, w, bias): return [_like(v, x) for v in (x, w, bias)]
+def _(dy, x, w, bias, since): return [_like(v, x) for v in (x, w, bias)]
 
 # %% ../../nbs/02_mixers/04_scan_triton.ipynb #e0c9471b
 def _conv_grad(ctx, dy):
-    x, w, bias = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
-    dx, dw, dbias = _conv_grad_op(dy, x, w, bias)
-    return dx, dw, None if bias is None else dbias
+    x, w, bias, since = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
+    dx, dw, dbias = _conv_grad_op(dy, x, w, bias, since)
+    return dx, dw, None if bias is None else dbias, None
 
 _conv_op.register_autograd(_conv_grad, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 def conv_silu_triton(
     x: Tensor,    # (batch, length, channels) float32 or half precision
     w: Tensor,    # (channels, 1, kernel) as in a depthwise `nn.Conv1d`
-    bias: Tensor|None # (channels,)
+    bias: Tensor|None, # (channels,)
+    since: Tensor|None = None # (batch, length) int32, tokens of the same text before each; None: one text
 ) -> Tensor:      # (batch, length, channels)
-    "SiLU of a causal depthwise convolution."
+    "SiLU of a causal depthwise convolution, which sees no token of another text."
     _check_device("causal convolution", x, w, bias)
-    return _conv_op(x, w.squeeze(1), bias)
+    return _conv_op(x, w.squeeze(1), bias, since)

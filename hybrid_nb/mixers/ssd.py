@@ -8,30 +8,34 @@ __all__ = ['ssd_ref', 'ssd_step', 'chunk_matrix', 'ssd']
 # %% ../../nbs/02_mixers/08_ssd.ipynb #916d3736
 import torch, torch.nn.functional as F
 from torch import Tensor
+from .segments import log_decay_at
 from .scan import finish_output, has_cpu_kernel, state_dtype
 
 # %% ../../nbs/02_mixers/08_ssd.ipynb #f9948a63
-def _shapes(x, dt, A, B, C, D, z, dt_bias, initial_state):
+def _shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, starts):
     "The shape each argument must have, given `x` and `B`."
     (b, l, h, p), (g, n) = x.shape, B.shape[2:]
     return dict(x=(x, (b, l, h, p)), dt=(dt, (b, l, h)), A=(A, (h,)), B=(B, (b, l, g, n)), C=(C, (b, l, g, n)),
-                D=(D, (h,)), z=(z, (b, l, h, p)), dt_bias=(dt_bias, (h,)), initial_state=(initial_state, (b, h, p, n)))
+                D=(D, (h,)), z=(z, (b, l, h, p)), dt_bias=(dt_bias, (h,)), initial_state=(initial_state, (b, h, p, n)),
+                starts=(starts, (b, l)))
 
-def _check(x, dt, A, B, C, D=None, z=None, dt_bias=None, initial_state=None):
+def _check(x, dt, A, B, C, D=None, z=None, dt_bias=None, initial_state=None, starts=None):
     "Raise a `ValueError` that names the first argument that does not fit."
     for name, t, dims in (("x", x, "(batch, length, heads, head_dim)"), ("B", B, "(batch, length, groups, state)")):
         if not isinstance(t, Tensor) or t.ndim != 4 or 0 in t.shape:
             raise ValueError(f"ssd: {name} must be a tensor of shape {dims}, none of them 0; got "
                              f"{tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}")
     if x.shape[2] % B.shape[2]: raise ValueError(f"ssd: {B.shape[2]} groups of B must divide {x.shape[2]} heads of x")
-    for name, (t, want) in _shapes(x, dt, A, B, C, D, z, dt_bias, initial_state).items():
-        if t is None and name in ("D", "z", "dt_bias", "initial_state"): continue
+    for name, (t, want) in _shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, starts).items():
+        if t is None and name in ("D", "z", "dt_bias", "initial_state", "starts"): continue
         if not isinstance(t, Tensor): raise ValueError(f"ssd: {name} must be a tensor, got {type(t).__name__}")
         if tuple(t.shape) != want:
             raise ValueError(f"ssd: {name} has shape {tuple(t.shape)}, must be {want} "
                              f"with x {tuple(x.shape)} and B {tuple(B.shape)}")
         if t.device != x.device: raise ValueError(f"ssd: {name} is on {t.device}, but x is on {x.device}")
-        if not t.is_floating_point(): raise ValueError(f"ssd: {name} is {t.dtype}, must be a floating-point type")
+        if name == "starts" and t.dtype != torch.bool: raise ValueError(f"ssd: starts is {t.dtype}, must be bool")
+        if name != "starts" and not t.is_floating_point():
+            raise ValueError(f"ssd: {name} is {t.dtype}, must be a floating-point type")
 
 # %% ../../nbs/02_mixers/08_ssd.ipynb #fc25b9e4
 def _steps(dt, dt_bias, softplus, dtype):
@@ -51,16 +55,18 @@ def ssd_ref(
     dt_bias: Tensor|None = None,  # (heads,) added to `dt`
     dt_softplus: bool = False,    # pass `dt` through a softplus
     initial_state: Tensor|None = None, # (batch, heads, head_dim, state) state before the first token, zero if None
-    return_state: bool = False         # also return the state after the last token
+    return_state: bool = False,        # also return the state after the last token
+    starts: Tensor|None = None         # (batch, length) bool, True where a text begins, which forgets the state
 ) -> Tensor: # (batch, length, heads, head_dim) like `x` [, (batch, heads, head_dim, state) in float32 or float64]
     "The recurrence, token by token (Dao & Gu 2024, section 2): slow, exact, differentiable."
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, starts)
     f = state_dtype(x, dt, A, B, C, initial_state)
     u, dt, A = x.to(f), _steps(dt, dt_bias, dt_softplus, f), A.to(f)
     B, C = (t.to(f).repeat_interleave(x.shape[2] // t.shape[2], dim=2).unsqueeze(3) for t in (B, C))
     h = torch.zeros_like(u[:, 0, :, :, None] * B[:, 0]) if initial_state is None else initial_state.to(f)
     ys = []
     for t in range(x.shape[1]):
+        if starts is not None: h = h.masked_fill(starts[:, t, None, None, None], 0)
         h = torch.exp(dt[:, t] * A)[..., None, None] * h + (dt[:, t, :, None] * u[:, t]).unsqueeze(-1) * B[:, t]
         ys.append((h * C[:, t]).sum(-1))
     y = finish_output(torch.stack(ys, 1), u, None if D is None else D[:, None], z, x.dtype)
@@ -85,11 +91,13 @@ def ssd_step(
     return y.squeeze(1), state
 
 # %% ../../nbs/02_mixers/08_ssd.ipynb #5bba4af1
-def _log_decay(dt, A):
-    "Cumulative sum of `dt A` over the tokens of `dt` (..., length, heads), in float64 where the device has it."
-    return (dt * A).to(torch.float32 if dt.device.type == "mps" else torch.float64).cumsum(-2)
+def _log_decay(dt, A, border=None):
+    """Cumulative sum of `dt A` over the tokens of `dt` (..., length, heads), in float64 where the device has it;
+    `border` (..., length) from `log_decay_at` is added where a text begins."""
+    a = (dt * A).to(torch.float32 if dt.device.type == "mps" else torch.float64)
+    return (a if border is None else a + border.unsqueeze(-1)).cumsum(-2)
 
-def _segments(
+def _decay_mask(
     a: Tensor,         # (..., length) cumulative log decay
     dtype: torch.dtype # of the result
 ) -> Tensor:           # (..., length, length)
@@ -103,7 +111,7 @@ class _ChunkMatrix(torch.autograd.Function):
     "`exp(a_i - a_j) scores_ij dt_j + D [i = j]` for each head; shapes as those of `chunk_matrix`."
     @staticmethod
     def forward(ctx, scores, a, dt, D):
-        decay = _segments(a, scores.dtype)
+        decay = _decay_mask(a, scores.dtype)
         ctx.save_for_backward(scores, a, dt, decay)
         ctx.skip = D is not None
         M = (decay * scores.unsqueeze(-3)).mul_(dt.unsqueeze(-2))
@@ -157,14 +165,15 @@ class _PassStates(torch.autograd.Function):
         return (dstates * starts).sum_to_size(decay.shape), dstates, g
 
 # %% ../../nbs/02_mixers/08_ssd.ipynb #17bae9db
-def _chunked(x, dt, A, B, C, D, h, size):
+def _chunked(x, dt, A, B, C, D, h, size, border):
     "`(y, last state)` of a length that is a multiple of `size`: listing 1 of Dao & Gu (2024)."
     f, G, R = dt.dtype, B.shape[2], x.shape[2] // B.shape[2]
     low = x.dtype if x.dtype == torch.bfloat16 and x.device.type == "cuda" else f
     def product(equation, *args): return torch.einsum(equation, *(t.to(low) for t in args)).to(f)
     def grouped(t): return t.unflatten(3, (G, R))
     x, dt, B, C = (t.unflatten(1, (-1, size)) for t in (x, dt, B, C))
-    x, dt, a = grouped(x), grouped(dt), grouped(_log_decay(dt, A))  # a: (b, c, i, g, r)
+    if border is not None: border = border.unflatten(1, (-1, size))
+    x, dt, a = grouped(x), grouped(dt), grouped(_log_decay(dt, A, border)) # a: (b, c, i, g, r)
     total, scores = a[:, :, -1:], product("bcign,bcjgn->bcgij", C, B)
     if D is not None: D = D.unflatten(0, (G, R))
     M = chunk_matrix(scores, *(t.permute(0, 1, 3, 4, 2) for t in (a, dt)), D)
@@ -191,12 +200,13 @@ def ssd(
     dt_softplus: bool = False,    # pass `dt` through a softplus
     initial_state: Tensor|None = None, # (batch, heads, head_dim, state) state before the first token, zero if None
     return_state: bool = False,        # also return the state after the last token
-    chunk: int = 64                    # tokens of a chunk, at most
+    chunk: int = 64,                   # tokens of a chunk, at most
+    starts: Tensor|None = None         # (batch, length) bool, True where a text begins, which forgets the state
 ) -> Tensor: # (batch, length, heads, head_dim) like `x` [, (batch, heads, head_dim, state) in float32 or float64]
     "The recurrence of `ssd_ref` as matrix products, on any device, differentiable in every tensor."
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, starts)
     if not isinstance(chunk, int) or chunk < 1: raise ValueError(f"ssd: chunk {chunk!r} must be a whole number above 0")
-    if x.shape[1] == 1: return ssd_ref(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, return_state)
+    if x.shape[1] == 1: return ssd_ref(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, return_state, starts)
     with torch.autocast(x.device.type, enabled=False):
         f, (b, l, h, p) = state_dtype(x, dt, A, B, C, initial_state), x.shape
         state = x.new_zeros(b, h, p, B.shape[3], dtype=f) if initial_state is None else initial_state.to(f)
@@ -204,6 +214,7 @@ def ssd(
         size = -(-l // chunks)
         def padded(t): return t if size * chunks == l else F.pad(t, (0, 0) * (t.ndim - 2) + (0, size * chunks - l))
         dt, D = _steps(dt, dt_bias, dt_softplus, f), None if D is None else D.to(f)
-        y, state = _chunked(padded(x), padded(dt), A.to(f), padded(B), padded(C), D, state, size)
+        border = None if starts is None else F.pad(log_decay_at(starts, f), (0, size * chunks - l))
+        y, state = _chunked(padded(x), padded(dt), A.to(f), padded(B), padded(C), D, state, size, border)
         y = finish_output(y[:, :l], x, None, z, x.dtype)
     return (y, state.contiguous()) if return_state else y

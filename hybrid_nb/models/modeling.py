@@ -7,6 +7,7 @@ __all__ = ['Block', 'HybridPreTrainedModel', 'HybridModel', 'HybridForCausalLM',
            'describe']
 
 # %% ../../nbs/03_models/05_modeling.ipynb #36ef1d03
+import inspect
 from collections import Counter
 import torch
 from torch import nn, Tensor
@@ -18,10 +19,13 @@ from transformers.utils import logging
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from ..core.patterns import blocks, short_pattern
+from ..mixers.segments import text_mask
+from ..mixers.attention import causal_mask
 from .losses import head_cross_entropy
 from .registry import mixers, uncached
 from .config import HybridConfig, norms
 from .cache import attends, fitting_cache, HybridCache
+from .texts import read_texts
 
 _logger = logging.get_logger(__name__)
 
@@ -62,21 +66,35 @@ class HybridPreTrainedModel(PreTrainedModel):
         if biased: nn.init.zeros_(module.bias)
 
 # %% ../../nbs/03_models/05_modeling.ipynb #ef319504
-def _attention_masks(config, kinds, x, attention_mask, cache, position_ids) -> dict:
-    "The mask of each kind of attention among `kinds`, the layers of the pattern."
+def _attention_masks(config, kinds, x, attention_mask, cache, keys) -> dict:
+    "The mask of each kind of attention among `kinds`, the layers of the pattern; `keys` are those of `Texts`."
+    if keys is not None:
+        held = cache.window_keys() if isinstance(cache, HybridCache) else 0
+        return _text_masks(config, kinds, x.shape[1], keys, held)
+    if attention_mask is not None and attention_mask.ndim == 4: return _given_masks(config, kinds, attention_mask)
     make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
     # without a mask, our attention takes the last key as that of the last token; a static cache has empty ones after it
     grows = cache is None or isinstance(cache, DynamicCache)
     args = dict(config=config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache,
-                position_ids=position_ids, allow_is_causal_skip=grows)
+                allow_is_causal_skip=grows)
     return {kind: make[kind](**args) for kind in make if kind in kinds}
 
-def _padding(x, attention_mask) -> Tensor|None:
-    "Which of the new tokens `x` are not padding; None if none is, where that is quickly known."
-    if attention_mask is None or attention_mask.ndim != 2: return None
-    padding = attention_mask[:, -x.shape[1]:]
-    quick = x.device.type == "cpu" and not torch.compiler.is_compiling() # a GPU would have to be waited for
-    return None if quick and padding.all() else padding
+def _given_masks(config, kinds, mask):
+    "`_attention_masks` from one of four dimensions; a window stays a window."
+    if mask.dtype != torch.bool:
+        if ((mask != 0) & (mask > -1e4)).any():
+            raise ValueError("attention_mask: of four dimensions, must be bool, or 0 and large negative numbers")
+        mask = mask == 0
+    near = causal_mask(*mask.shape[-2:], config.sliding_window, mask.device)
+    return {k: mask & near if k == "sliding_attention" else mask for k in kinds if k.endswith("_attention")}
+
+def _text_masks(config, kinds, length, keys, held):
+    "`_attention_masks` of several texts; layers with a window hold the last `held` keys of earlier calls."
+    masks = {}
+    if "full_attention" in kinds: masks["full_attention"] = text_mask(keys, length)
+    if "sliding_attention" in kinds:
+        masks["sliding_attention"] = text_mask(keys[:, -(held + length):], length, config.sliding_window)
+    return masks
 
 # %% ../../nbs/03_models/05_modeling.ipynb #a35e315c
 def _without_cache(use_cache, past_key_values) -> tuple: # both as they are used with checkpointed activations
@@ -87,6 +105,17 @@ def _without_cache(use_cache, past_key_values) -> tuple: # both as they are used
     _logger.warning_once("gradient checkpointing keeps no cache: `use_cache` is False")
     return False, None
 
+# %% ../../nbs/03_models/05_modeling.ipynb #a31ca592
+def _blind(layers) -> list: # letters
+    "The letters whose mixers cannot be told where texts begin and end."
+    def knows(block):
+        takes = inspect.signature(block.mixer.forward).parameters
+        if "padding_mask" in takes and "segments" not in takes:
+            raise ValueError(f"mixer of letter {block.letter!r}: takes `padding_mask`, which is `segments` now: "
+                             "(batch, length) numbers of texts, 0 at padding")
+        return mixers[block.letter].cache == "none" or not takes.keys().isdisjoint(("segments", "attention_mask"))
+    return sorted({block.letter for block in layers if not knows(block)})
+
 # %% ../../nbs/03_models/05_modeling.ipynb #f9a2b51f
 class HybridModel(HybridPreTrainedModel):
     "The stack without a head: tokens to vectors."
@@ -96,12 +125,13 @@ class HybridModel(HybridPreTrainedModel):
         self.embedding_scale = config.hidden_size**0.5 if config.scale_embedding else 1.
         self.layers = nn.ModuleList([Block(config, i) for i in range(len(config.pattern))])
         self.kinds = config.layer_types # kept, since torch.compile cannot follow a look into the registry
+        self.blind = _blind(self.layers)
         self.norm = norms[config.norm](config.hidden_size, eps=config.norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-                use_cache=None, **kwargs) -> BaseModelOutputWithPast:
+                use_cache=None, segments=None, seq_idx=None, cu_seq_lens_q=None, **kwargs) -> BaseModelOutputWithPast:
         "Arguments as of `HybridForCausalLM`."
         if (input_ids is None) == (inputs_embeds is None): raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -114,16 +144,17 @@ class HybridModel(HybridPreTrainedModel):
         past_key_values = fitting_cache(past_key_values, self.config)
         if use_cache and past_key_values is None: past_key_values = HybridCache(self.config)
         cache = past_key_values if isinstance(past_key_values, Cache) else None # of attention
-        masks = _attention_masks(self.config, self.kinds, x, attention_mask, cache, position_ids)
-        context = dict(padding_mask=_padding(x, attention_mask), position_ids=position_ids)
-        if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            context["position_ids"] = torch.arange(past, past + x.shape[1], device=x.device)[None]
+        texts = read_texts(x, attention_mask, position_ids, cache, self.kinds, segments, seq_idx, cu_seq_lens_q)
+        if self.blind and texts.segments is not None:
+            raise ValueError(f"pattern {self.config.pattern!r}: mixers of {', '.join(self.blind)} take no segments, "
+                             "so each row must be one text without padding")
+        masks = _attention_masks(self.config, self.kinds, x, attention_mask, cache, texts.keys)
+        context = dict(segments=texts.segments, position_ids=texts.position_ids)
         x = x * self.embedding_scale
         for block, kind in zip(self.layers, self.kinds):
             own = past_key_values if kind == "linear_attention" else cache
             x = block(x, cache=own, attention_mask=masks.get(kind), **context)
-        if hasattr(cache, "seen"): cache.seen += x.shape[1]
+        if isinstance(cache, HybridCache): cache.saw(x.shape[1], texts, segments)
         kept = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=kept)
 
@@ -169,8 +200,12 @@ class HybridForCausalLM(HybridPreTrainedModel, _GenerationMixin):
                 shift_labels: Tensor|None = None, # (batch, length), already shifted
                 use_cache: bool|None = None, # keep what later tokens need; default: when not training
                 logits_to_keep: int|Tensor = 0, # logits of the last n positions only; 0: all
+                segments: Tensor|None = None, # (batch, length) which text of its row a token belongs to, 0: padding
+                seq_idx: Tensor|None = None, # (batch, length) the same, counted from 0
+                cu_seq_lens_q: Tensor|None = None, # (texts + 1,) the same for a single row: ends, with a 0 in front
                 **kwargs) -> CausalLMOutputWithPast: # logits (batch, kept, words), or with `fused_loss` the loss alone
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segments,
+                         seq_idx, cu_seq_lens_q)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if self.training and self.config.fused_loss and not (labels is None and shift_labels is None):
             loss = self.training_loss(out.last_hidden_state, labels, shift_labels, **kwargs)

@@ -46,8 +46,9 @@ def relative_errors(got, want):
 
 def values_and_grads(f, x, **kw):
     "The two outputs of `f(**x)`, y and last state, and the gradients of a random projection of both."
-    x = {k: v.detach().requires_grad_() for k, v in x.items()}
+    x = {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in x.items()}
     out = f(**x, **kw)
+    x = {k: v for k, v in x.items() if v.requires_grad}
     g = torch.Generator().manual_seed(1)
     noise = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.device) for o in out]
     loss = sum((o.double() * w).sum() for o, w in zip(out, noise))
@@ -78,7 +79,7 @@ def new_cache():
 def exact_scan(x, **kw):
     "`values_and_grads` of the recurrence in float64."
     f = partial(selective_scan_ref, return_state=True)
-    return values_and_grads(f, {k: v.double() for k, v in x.items()}, **kw)
+    return values_and_grads(f, {k: v.double() if v.is_floating_point() else v for k, v in x.items()}, **kw)
 
 
 def python(code):
@@ -93,7 +94,7 @@ def in_pieces(mixer, x, sizes, mask=None):
     "Outputs of a recurrent mixer when `x` arrives in pieces of these sizes, and its cache."
     cache, ys, i = new_cache(), [], 0
     for n in sizes:
-        ys.append(mixer(x[:, i:i+n], cache=cache, padding_mask=None if mask is None else mask[:, i:i+n]))
+        ys.append(mixer(x[:, i:i+n], cache=cache, segments=None if mask is None else mask[:, i:i+n]))
         i += n
     return torch.cat(ys, 1), cache
 

@@ -66,8 +66,9 @@ def test_operator_is_registered_soundly():
     x = scan_example(1, 10, 20, 4)
     x["delta"] = x["delta"].abs()
     args = [x[k].requires_grad_() for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
-    torch.library.opcheck(_scan_op, (*args, True), rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(_scan_op, (*args[:5], None, None, None, None, False), rtol=1e-4, atol=1e-4)
+    border = torch.tensor([[0.]*4 + [-1000.] + [0.]*5])
+    torch.library.opcheck(_scan_op, (*args, border, True), rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(_scan_op, (*args[:5], None, None, None, None, None, False), rtol=1e-4, atol=1e-4)
 
 
 def test_compiled_code_is_reused():

@@ -35,6 +35,7 @@ PLANS = dict(one=(32, 4, 4, 8, 1), ranges=(32, 8, 4, 8, 3), wide=(64, 4, 8, 16, 
 @pytest.mark.parametrize("length", (1, 7, 8, 9, 16, 17, 24))
 def test_triton_lengths(length, plan, monkeypatch):
     x = scan_example(2, length, 5, 2, seed=length)
+    if length > 8: x["starts"] = torch.rand(2, length, generator=torch.Generator().manual_seed(length)) < .2
     err = relative_errors(triton_scan(x, plan, monkeypatch=monkeypatch), exact_scan(x, delta_softplus=True))
     assert max(err.values()) < 1e-5, err
 
@@ -147,8 +148,9 @@ def test_triton_operator_is_registered_soundly():
     x["delta"] = x["delta"].abs()
     names = "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"
     args = [x[k].to(GPU).requires_grad_() for k in names]
-    torch.library.opcheck(kernels._scan_op, (*args, True), rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(kernels._scan_op, (*args[:5], None, None, None, None, False), rtol=1e-4, atol=1e-4)
+    border = torch.zeros(1, 9, device=GPU).index_fill(1, torch.tensor([4], device=GPU), -1000)
+    torch.library.opcheck(kernels._scan_op, (*args, border, True), rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(kernels._scan_op, (*args[:5], None, None, None, None, None, False), rtol=1e-4, atol=1e-4)
 
 
 def test_triton_compiles_without_graph_breaks_and_checkpoints():
@@ -163,19 +165,24 @@ def test_triton_compiles_without_graph_breaks_and_checkpoints():
         for a, b in zip(grads[0], other): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("length, kernel, bias", (
-    (1, 4, True), (3, 4, True), (20, 4, False), (17, 2, True), (16, 1, True), (140, 3, True)))
-def test_triton_convolution(length, kernel, bias):
+@pytest.mark.parametrize("length, kernel, bias, texts", (
+    (1, 4, True, 1), (3, 4, True, 1), (20, 4, False, 1), (17, 2, True, 1), (16, 1, True, 1), (140, 3, True, 1),
+    (20, 4, False, 5), (17, 2, True, 17), (140, 4, True, 9)))
+def test_triton_convolution(length, kernel, bias, texts):
     torch.manual_seed(0)
     x, w, b = torch.randn(2, length, 70), torch.randn(70, 1, kernel), torch.randn(70) if bias else None
+    parts = [len(v) for v in torch.arange(length).chunk(texts)]
+    since = torch.cat([torch.arange(n) for n in parts]).int().expand(2, -1).to(GPU) if texts > 1 else None
+    def alone(x, w, b=None): return torch.cat([conv_silu_plain(v, w, b) for v in x.split(parts, 1)], 1)
     def run(f, dtype, device):
         leaves = [v.to(device, dtype).requires_grad_() for v in (x, w, b) if v is not None]
         y = f(*leaves, *([] if bias else [None]))
         g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
         return [v.double().cpu() for v in (y.detach(), *torch.autograd.grad((y * g).sum(), leaves))]
     for dtype, eps in (torch.float32, 1e-6), (torch.bfloat16, 2e-2):
-        exact = run(lambda x, w, b=None: conv_silu_plain(x, w, b), torch.float64, "cpu")
-        for a, b64 in zip(run(kernels.conv_silu_triton, dtype, GPU), exact): assert (a - b64).norm() < eps * b64.norm()
+        exact = run(alone, torch.float64, "cpu")
+        got = run(partial(kernels.conv_silu_triton, since=since), dtype, GPU)
+        for a, b64 in zip(got, exact): assert (a - b64).norm() < eps * b64.norm()
 
 
 def test_triton_bad_input_is_named(monkeypatch):

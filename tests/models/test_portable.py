@@ -108,7 +108,7 @@ def test_a_checkpoint_loads_where_the_package_is_not(lab):
     with torch.no_grad(): want = {k: m(ids).logits for k, m in models.items()}
     for name in "hybrid copy context again saved".split():
         of = "context" if name == "context" else "hybrid"
-        torch.testing.assert_close(torch.tensor(told[name][0]), want[of], atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(told[name][0]), want[of], atol=1e-5, rtol=0) # processors differ
     for name in "hybrid", "copy", "context": # FRESH generates with a cache
         m = models["context" if name == "context" else "hybrid"]
         assert told[name][1] == m.generate(ids, max_new_tokens=6, do_sample=False).tolist()
@@ -130,7 +130,7 @@ def test_old_checkpoints_load_where_the_package_is_not(old_checkpoints):
     run_without_the_package(OLD, folder)
     found = json.loads((folder/"found.json").read_text())
     for name, logits in found.items():
-        torch.testing.assert_close(torch.tensor(logits), torch.tensor(want[name.split("-")[0]]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(want[name.split("-")[0]]), atol=1e-5, rtol=0) # processors differ
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def test_old_checkpoints_load_here(old_checkpoints, name, monkeypatch):
     "By this package's code, by their own where it is trusted; saved again they carry today's code."
     folder, want = old_checkpoints
     ids = torch.tensor(want["ids"])
-    def same(m): torch.testing.assert_close(m.eval()(ids).logits[0, -1], torch.tensor(want[name]), atol=1e-6, rtol=0)
+    def same(m): torch.testing.assert_close(m.eval()(ids).logits[0, -1], torch.tensor(want[name]), atol=1e-5, rtol=0) # processors differ
     cls = dict(hybrid=HybridForCausalLM, context=ContextForCausalLM)[name]
     ours = AutoModelForCausalLM.from_pretrained(folder/name)
     assert type(ours) is cls

@@ -1,0 +1,283 @@
+"""Packed rows and padding of any kind: each text as if it were alone, values, gradients and caches."""
+import copy
+import pytest, torch
+from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
+from hybrid_nb.models.config import HybridConfig
+from hybrid_nb.models.modeling import HybridForCausalLM
+from hybrid_nb.mixers.recurrent import max_kept_states
+
+LETTERS = "AMSGWLF"
+PATTERNS = "A", "W", "L", "M", "S", "G", LETTERS, "MSGM"
+SIZES = dict(vocab_size=50, hidden_size=32, num_attention_heads=4, state_size=4, ssd_state_size=8, ssd_head_dim=16,
+             kv_lora_rank=16, qk_rope_head_dim=4, sliding_window=4, ssd_chunk_size=8, dropout=0.)
+LENGTHS = 7, 1, 12, 3, 2
+
+
+def make(pattern, **kw):
+    torch.manual_seed(0)
+    model = HybridForCausalLM(HybridConfig(pattern=pattern, **SIZES | kw))
+    with torch.no_grad():
+        for name, p in model.named_parameters(): # weights whose state matters: small ones would hide what is wrong
+            if p.ndim > 1 and "A" not in name.split(".")[-1]: p.mul_(3)
+    return model.eval()
+
+
+def texts(lengths=LENGTHS, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randint(50, (1, n), generator=g) for n in lengths]
+
+
+def near(a, b, eps=1e-5):
+    off = ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
+    assert off <= eps, off
+
+
+def packed(lengths=LENGTHS):
+    "The ways in which callers say where the texts of a row are."
+    n, ends = sum(lengths), torch.tensor([0, *lengths]).cumsum(0)
+    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    blocks = ((number[:, :, None] == number[:, None]) & torch.ones(n, n).tril().bool())[:, None]
+    return dict(position_ids=torch.cat([torch.arange(k) for k in lengths])[None], seq_idx=number.int(),
+                segments=number % 2 + 1, cu_seq_lens_q=ends.int(), bool_mask=blocks,
+                added_mask=torch.zeros(1, 1, n, n).masked_fill(~blocks, torch.finfo(torch.float32).min))
+
+
+def call(model, ids, **said):
+    "Logits, and gradients of a random projection of them."
+    said = {k if "_mask" not in k or k == "attention_mask" else "attention_mask": v for k, v in said.items()}
+    logits = model(ids, **said).logits
+    g = torch.Generator().manual_seed(ids.shape[1])
+    (logits * torch.randn(logits.shape, generator=g, dtype=torch.float64).to(logits.dtype)).sum().backward()
+    return logits.detach()
+
+
+def grads(model):
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("way", ("position_ids", "seq_idx", "segments", "cu_seq_lens_q", "bool_mask", "added_mask"))
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_packed_rows_equal_texts_alone(pattern, way):
+    model, parts = make(pattern), texts()
+    n = sum(LENGTHS)
+    g = torch.Generator().manual_seed(n)
+    weight = torch.randn(1, n, 50, generator=g, dtype=torch.float64).float()
+    alone = [(model(t).logits * w).sum() for t, w in zip(parts, weight.split(LENGTHS, 1))]
+    want_logits = torch.cat([model(t).logits.detach() for t in parts], 1)
+    sum(alone).backward()
+    want = grads(model)
+    got_logits = call(model, torch.cat(parts, 1), **{way: packed()[way]})
+    near(got_logits, want_logits)
+    for name, g in grads(model).items(): near(g, want[name])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("backend", ("ref", "chunked", "auto"))
+def test_every_form_of_the_kernels(backend, dtype):
+    if dtype == torch.float64 and backend == "auto": pytest.skip("as chunked")
+    model = make("MSG", scan_backend=backend).to(dtype)
+    want = torch.cat([model(t).logits for t in texts()], 1)
+    near(model(torch.cat(texts(), 1), segments=packed()["segments"]).logits, want, dict(
+        float32=1e-5, float64=1e-12, bfloat16=2e-2)[str(dtype)[6:]])
+
+
+@pytest.mark.parametrize("pattern", ("M", "S", "G", LETTERS))
+def test_modules_that_are_called(pattern):
+    "With a hook on each module no kernel reads weights; borders are kept all the same."
+    model = make(pattern)
+    for m in model.modules():
+        if not list(m.children()): m.register_forward_hook(lambda m, args, out: None)
+    want = torch.cat([model(t).logits for t in texts()], 1)
+    near(model(torch.cat(texts(), 1), segments=packed()["segments"]).logits, want)
+
+
+def paddings(n):
+    "Rows (mask) of `n` tokens with padding on the left, on the right, within, and everywhere."
+    masks = [[0]*4 + [1]*n, [1]*n + [0]*4, [1]*2 + [0]*3 + [1]*(n - 2), ([0] + [1, 0]*n + [0])[:2*n + 1]]
+    return {k: torch.tensor([m]) for k, m in zip(("left", "right", "within", "everywhere"), masks)}
+
+
+def spread(ids, mask, fill=7):
+    row = torch.full_like(mask, fill)
+    row[mask.bool()] = ids[0]
+    return row
+
+
+@pytest.mark.parametrize("kind", ("left", "right", "within", "everywhere"))
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_padding_leaves_no_trace(pattern, kind):
+    model, ids = make(pattern), texts((9,))[0]
+    mask = paddings(9)[kind]
+    n = mask.shape[1]
+    w = torch.randn(1, 9, 50, generator=torch.Generator().manual_seed(0))
+    (model(ids).logits * w).sum().backward()
+    want_logits, want = model(ids).logits.detach(), grads(model)
+    batch = torch.cat([spread(ids, mask), texts((n,), 5)[0]]) # beside a row without padding
+    logits = model(batch, attention_mask=torch.cat([mask, torch.ones_like(mask)])).logits
+    near(logits[:1][:, mask[0].bool()].detach(), want_logits)
+    (logits[:1][:, mask[0].bool()] * w).sum().backward()
+    got = grads(model)
+    for name in want: near(got[name], want[name])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_padded_prompts_then_more_tokens(pattern):
+    "Prompts of different length in a cache, padded in four ways, then a few tokens one by one and at once."
+    model, ids, more = make(pattern), texts((9,))[0], texts((6,), 3)[0]
+    want = model(torch.cat([ids, more], 1)).logits[:, 9:]
+    for kind, mask in paddings(9).items():
+        n = mask.shape[1]
+        batch, masks = torch.cat([spread(ids, mask), texts((n,), 5)[0]]), torch.cat([mask, torch.ones_like(mask)])
+        with torch.no_grad():
+            cache, got = model.new_cache(), []
+            model(batch, attention_mask=masks, past_key_values=cache)
+            for step in more.split((1, 1, 3, 1), 1):
+                masks = torch.cat([masks, torch.ones(2, step.shape[1], dtype=torch.long)], 1)
+                got.append(model(step.expand(2, -1), attention_mask=masks, past_key_values=cache).logits[:1])
+        near(torch.cat(got, 1), want, 2e-5), kind
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_padded_pieces_of_a_conversation(pattern):
+    "Turns of different length, each padded on the right or left, into one cache."
+    model, turns = make(pattern), texts((5, 2, 6), 4)
+    want = model(torch.cat(turns, 1)).logits
+    with torch.no_grad():
+        cache, masks, got = model.new_cache(), torch.zeros(2, 0, dtype=torch.long), []
+        for turn, side in zip(turns, ("right", "left", "right")):
+            mask = paddings(turn.shape[1])[side]
+            other = torch.ones_like(mask)
+            masks = torch.cat([masks, torch.cat([mask, other])], 1)
+            batch = torch.cat([spread(turn, mask), texts((mask.shape[1],), 6)[0]])
+            out = model(batch, attention_mask=masks, past_key_values=cache).logits
+            got.append(out[:1][:, mask[0].bool()])
+    near(torch.cat(got, 1), want, 2e-5)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_cache_goes_on_with_the_last_text(pattern):
+    model, (a, b, c) = make(pattern), texts((6, 5, 7))
+    want_b, want_c = model(b).logits, model(c).logits
+    with torch.no_grad():
+        cache = model.new_cache()
+        model(torch.cat([a, b[:, :3]], 1), segments=torch.tensor([[1]*6 + [2]*3]), past_key_values=cache)
+        again = copy.deepcopy(cache)
+        near(model(b[:, 3:], past_key_values=cache).logits, want_b[:, 3:]) # nothing said: goes on
+        near(model(c, segments=torch.full((1, 7), 9), past_key_values=cache).logits, want_c)
+        near(model(b[:, 3:], segments=torch.full((1, 2), 2), past_key_values=again).logits, want_b[:, 3:])
+        row, positions = torch.cat([c], 1), torch.arange(7)[None]
+        near(model(row, position_ids=positions, past_key_values=again).logits, want_c) # positions from 0: a new text
+        for i in range(3): # one by one
+            near(model(c[:, i:i+1], segments=torch.full((1, 1), 4), past_key_values=again).logits, want_c[:, i:i+1])
+
+
+def test_positions_and_a_mask_together():
+    "Two packed texts with padding between and after them, as TRL and others make them."
+    model, (a, b) = make(LETTERS), texts((6, 5))
+    ids = torch.cat([a, torch.full((1, 2), 3), b, torch.full((1, 3), 3)], 1)
+    mask = torch.tensor([[1]*6 + [0]*2 + [1]*5 + [0]*3])
+    positions = torch.tensor([[*range(6), 0, 1, *range(5), 0, 1, 2]])
+    logits = model(ids, attention_mask=mask, position_ids=positions).logits
+    near(logits[:, :6], model(a).logits)
+    near(logits[:, 8:13], model(b).logits)
+
+
+def test_collator_of_transformers():
+    model, parts = make(LETTERS), texts()
+    for options in ({}, dict(return_seq_idx=True), dict(return_flash_attn_kwargs=True)):
+        batch = DataCollatorWithFlattening(**options)([dict(input_ids=t[0].tolist()) for t in parts])
+        out = model(**batch)
+        near(out.logits, torch.cat([model(t).logits for t in parts], 1))
+        lost = [(model(t, labels=t).loss, t.shape[1] - 1) for t in parts if t.shape[1] > 1]
+        near(out.loss, sum(l * n for l, n in lost) / sum(n for _, n in lost))
+
+
+@pytest.mark.parametrize("side", ("left", "right"))
+def test_generation_of_padded_prompts(side):
+    model, prompts = make(LETTERS), texts((9, 2, 5), 8)
+    rows = [torch.nn.functional.pad(p, (9 - p.shape[1], 0) if side == "left" else (0, 9 - p.shape[1])) for p in prompts]
+    masks = [torch.nn.functional.pad(p*0 + 1, (9 - p.shape[1], 0) if side == "left" else (0, 9 - p.shape[1]))
+             for p in prompts]
+    how = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+    if side == "right": # generate itself reads the last column, so only the loop that people write
+        cache, mask, tokens = model.new_cache(), torch.cat(masks), []
+        with torch.no_grad():
+            logits = model(torch.cat(rows), attention_mask=mask, past_key_values=cache).logits
+            logits = logits.gather(1, (mask.sum(1) - 1)[:, None, None].expand(-1, 1, 50))
+            for _ in range(8):
+                tokens.append(logits.argmax(-1))
+                mask = torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], 1)
+                logits = model(tokens[-1], attention_mask=mask, past_key_values=cache).logits
+        got = torch.cat(tokens, 1)
+    else: got = model.generate(torch.cat(rows), attention_mask=torch.cat(masks), **how)[:, 9:]
+    for row, p in zip(got, prompts): assert row.tolist() == model.generate(p, **how)[0, p.shape[1]:].tolist()
+
+
+def test_caches_move_with_their_texts():
+    model, (a, b) = make(LETTERS), texts((4, 3))
+    ids, segments = torch.cat([a, b], 1).expand(2, -1), torch.tensor([[1]*4 + [2]*3, [5]*7])
+    with torch.no_grad():
+        cache = model.new_cache()
+        model(ids, segments=segments, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([0, 3]))
+        more = texts((2,), 9)[0]
+        out = model(more.expand(2, -1), past_key_values=cache).logits
+        near(out[1:], model(torch.cat([b, more], 1)).logits[:, 3:])
+        near(out[:1], model(torch.cat([a, b, more], 1)).logits[:, 7:])
+        kept = model.new_cache()
+        kept.load_tensors(cache.tensors())
+        assert torch.equal(kept.texts, cache.texts)
+        cache.reset()
+        assert cache.texts is None
+
+
+def test_segments_while_a_draft_is_on_trial():
+    model, (a, b) = make(LETTERS), texts((4, 9))
+    with torch.no_grad():
+        cache = model.new_cache()
+        cache.activate_past_recording()
+        model(torch.cat([a, b[:, :7]], 1), segments=torch.tensor([[1]*4 + [2]*7]), past_key_values=cache)
+        cache.crop(-3)
+        near(model(b[:, 4:], past_key_values=cache).logits, model(b).logits[:, 4:])
+    assert max_kept_states > 7
+
+
+def test_checkpointed_activations():
+    model, said = make(LETTERS).train(), dict(segments=packed()["segments"], use_cache=False)
+    row = torch.cat(texts(), 1)
+    call(model, row, **said)
+    want = grads(model)
+    model.gradient_checkpointing_enable()
+    call(model, row, **said)
+    for name, g in grads(model).items(): near(g, want[name])
+
+
+def test_compiled():
+    model, row = make("AMSG", scan_backend="chunked"), torch.cat(texts(), 1)
+    want = model(row, segments=packed()["segments"]).logits
+    near(torch.compile(model, backend="eager")(row, segments=packed()["segments"]).logits, want)
+
+
+@pytest.mark.parametrize("said, message", (
+    (dict(segments=torch.ones(1, 3).int()), "segments: torch.int32 of shape (1, 3), must be integers of shape"),
+    (dict(segments=torch.ones(1, 7)), "segments: torch.float32 of shape (1, 7)"),
+    (dict(cu_seq_lens_q=torch.tensor([0, 4])), "cu_seq_lens: must rise from 0 to the tokens of one row; it ends at 4"),
+    (dict(attention_mask=torch.ones(1, 1, 7, 7).bool()), "a recurrent mixer can follow a mask of four dimensions only"),
+    (dict(attention_mask=torch.full((1, 1, 7, 7), -2.)), "attention_mask: "),
+))
+def test_what_cannot_be_followed_is_refused(said, message):
+    with pytest.raises(ValueError) as e: make("AM")(texts((7,))[0], **said)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_foreign_caches_hold_one_text():
+    model, (a, b) = make("AW"), texts((4, 3))
+    said = dict(segments=torch.tensor([[1]*4 + [2]*3]))
+    with pytest.raises(ValueError, match="a StaticCache cannot hold several texts"):
+        model(torch.cat([a, b], 1), past_key_values=StaticCache(config=model.config, max_cache_len=16), **said)
+    with torch.no_grad(): out = model(torch.cat([a, b], 1), past_key_values=DynamicCache(), **said)
+    near(out.logits[:, 4:], model(b).logits)
