@@ -8,6 +8,7 @@ from hybrid_nb.models.context_config import ContextConfig
 from hybrid_nb.models.context_vector import ContextForCausalLM
 from hybrid_nb.models.modeling import HybridForCausalLM
 from hybrid_nb.models.registry import register
+from hybrid_nb.training.optim import decayed
 from hybrid_nb.training.runner import train_run
 from helpers.lab import lab_in
 from helpers.small_models import letters_restored
@@ -31,6 +32,8 @@ for name in "hybrid", "copy", "context":
     told[name] = [m(ids).logits.tolist(), m.generate(ids, max_new_tokens=6, do_sample=False).tolist()]
 told["again"] = [models["hybrid"](ids).logits.tolist()] # after the code was loaded a second time
 m = models["hybrid"].train(); loss = m(ids, labels=ids).loss; loss.backward(); told["loss"] = loss.item()
+from transformers import Trainer
+told["decayed"] = Trainer.get_decay_parameter_names(None, m)
 m.save_pretrained("saved"); told["saved"] = [load("saved")(ids).logits.tolist()]
 write = pipeline("text-generation", sys.argv[1], trust_remote_code=True)
 told["text"] = write("the", max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"]
@@ -114,6 +117,7 @@ def test_a_checkpoint_loads_where_the_package_is_not(lab):
         assert told[name][1] == m.generate(ids, max_new_tokens=6, do_sample=False).tolist()
     assert abs(told["loss"] - models["hybrid"](ids, labels=ids).loss.item()) < 1e-5
     assert told["text"] and told["modules"] == []
+    assert decayed(models["hybrid"]) == {*told["decayed"]} & dict(models["hybrid"].named_parameters()).keys()
     assert "pattern with Q: the code of Q is its author's own and not in this folder" in told["own"]
 
 
