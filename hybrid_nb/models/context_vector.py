@@ -6,17 +6,21 @@
 __all__ = ['ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTrainedModel', 'ContextModel', 'ContextForCausalLM']
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #e4071317
+import math
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
 from .losses import head_cross_entropy
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
+
+_logger = logging.get_logger(__name__)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #769b0f1b
 @dataclass
@@ -80,6 +84,7 @@ class ContextPreTrainedModel(PreTrainedModel):
     config: ContextConfig
     config_class = ContextConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["ContextBlock"]
     _skip_keys_device_placement = ["past_key_values"]
 
@@ -115,6 +120,7 @@ class ContextModel(ContextPreTrainedModel):
         self.blocks = nn.ModuleList([ContextBlock(size, c) for size in c.context_blocks])
         for i, layer in enumerate(self.fnn):
             layer.init_std = (2 / (c.hidden_size if i else c.embedding_size + c.context_dim))**.5
+        self.gradient_checkpointing = False
         self.post_init()
 
     @property
@@ -161,6 +167,24 @@ def _loop_modules(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
         hs.append(h); cs.append(c)
     return torch.stack(hs, 1), torch.stack(cs, 1)
 
+@patch
+def run(self: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]: # arguments and results of `context_loop`
+    "The loop, by the means that fit."
+    if not is_plain(*self.looped()): return _loop_modules(self, x, c, keep)
+    fast = self.config.loop == "fast" or self.config.loop == "auto" and not torch.compiler.is_compiling()
+    return (context_loop if fast else context_loop_plain)(x, c, keep, self.loop_weights(), self.spec)
+
+# %% ../../nbs/03_models/11_context_vector.ipynb #f1b58659
+def _run_checkpointed(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
+    "`run` stretch by stretch; what is between its ends is computed again in the backward pass."
+    n, hs, cs = math.isqrt(x.shape[1] - 1) + 1, [], []
+    parts = x.split(n, 1)
+    for part, kept in zip(parts, [None] * len(parts) if keep is None else keep.split(n, 1)):
+        h, contexts = model._gradient_checkpointing_func(model.run, part, c, kept)
+        c = contexts[:, -1]
+        hs.append(h); cs.append(contexts)
+    return torch.cat(hs, 1), torch.cat(cs, 1)
+
 # %% ../../nbs/03_models/11_context_vector.ipynb #20bf6a38
 @patch
 def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None,
@@ -177,9 +201,10 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     start = self.first_context(x, context)
     keep = None if attention_mask is None else attention_mask[:, -x.shape[1]:].bool()
     if keep is not None and not torch.compiler.is_compiling() and keep.all(): keep = None
-    fast = c.loop == "fast" or c.loop == "auto" and not torch.compiler.is_compiling()
-    if not is_plain(*self.looped()): h, contexts = _loop_modules(self, x, start, keep)
-    else: h, contexts = (context_loop if fast else context_loop_plain)(x, start, keep, self.loop_weights(), self.spec)
+    if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if use_cache: _logger.warning_once("gradient checkpointing keeps no cache: `use_cache` is False")
+        use_cache, (h, contexts) = False, _run_checkpointed(self, x, start, keep)
+    else: h, contexts = self.run(x, start, keep)
     lost = None
     if c.reconstruction_weight and auxiliary:
         lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, keep)
@@ -220,14 +245,15 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
                 past_key_values=None, # cache of an earlier call
                 inputs_embeds: Tensor|None = None, # (batch, length, embedding) instead of `input_ids`
                 labels: Tensor|None = None, # (batch, length), not shifted, -100 is ignored
-                shift_labels: Tensor|None = None, # (batch, length), already shifted
                 use_cache: bool|None = None, # keep what later tokens need; default: when not training
                 logits_to_keep: int|Tensor = 0, # logits of the last n positions only; 0: all
                 context: Tensor|None = None, # (batch, context) to start from; default: zeros
-                **kwargs) -> ContextOutput:
+                **kwargs # `shift_labels`: labels that are shifted already; `num_items_in_batch`, see `training_loss`
+               ) -> ContextOutput:
         out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, context, auxiliary=True)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = loss = None
+        shift_labels = kwargs.pop("shift_labels", None) # not in the signature, where Trainer looks for labels
         if labels is not None and shift_labels is None: shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
         fused = self.training and self.config.fused_loss and shift_labels is not None
         if not fused: logits = self.lm_head(out.last_hidden_state[:, keep])
@@ -236,11 +262,12 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
                              contexts=out.contexts, reconstruction_loss=out.reconstruction_loss)
 
     def training_loss(self, out, shift_labels, num_items_in_batch=None, **kwargs) -> Tensor:
-        "Mean over targets, or the sum divided by `num_items_in_batch`, and the reconstruction loss by its weight."
+        "Mean over targets, or the sum divided by `num_items_in_batch`; the reconstruction loss by its weight."
         nats, _ = head_cross_entropy(out.last_hidden_state, self.lm_head, shift_labels)
-        loss = nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
-        if out.reconstruction_loss is None: return loss
-        return loss + self.config.reconstruction_weight * out.reconstruction_loss
+        targets = (shift_labels >= 0).sum()
+        if out.reconstruction_loss is not None: # a mean, whose share in a step is that of its targets
+            nats = nats + self.config.reconstruction_weight * out.reconstruction_loss * targets
+        return nats / (targets if num_items_in_batch is None else num_items_in_batch)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #855b49bf
 AutoConfig.register("hybrid_nb_context", ContextConfig, exist_ok=True)
