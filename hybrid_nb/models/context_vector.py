@@ -56,15 +56,21 @@ class ContextCache(Cache):
     def is_croppable(self): return True
     def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
 
-    def keep(self, contexts: Tensor): # (batch, length, context)
+    def keep(self, contexts: Tensor, # (batch, length, context)
+             start: Tensor): # (batch, context) before them
         "Take over the contexts of new tokens."
         self.context, self.seen = contexts[:, -1], self.seen + contexts.shape[1]
         if not self.recording: return
-        # a draft model reads its own tokens one by one
-        self.past = contexts if self.past is None else torch.cat([self.past, contexts], 1)[:, -65:]
+        past = start[:, None] if self.past is None else self.past # a draft model reads its own tokens one by one
+        self.past = torch.cat([past, contexts], 1)[:, -65:]
 
     def crop(self, tokens_to_remove):
-        if n := abs(tokens_to_remove): self.context, self.seen = self.past[:, -1-n], self.seen - n
+        if tokens_to_remove > 0: raise ValueError(f"crop {tokens_to_remove}: give minus the number of tokens to remove")
+        n, most = -tokens_to_remove, 0 if self.past is None else self.past.shape[1] - 1
+        if n > most:
+            raise ValueError(f"crop: {n} tokens to take back, at most {most} (of those read since "
+                             "`activate_past_recording()`, and since tokens were last taken back)")
+        if n: self.context, self.seen = self.past[:, -1-n], self.seen - n
         self.past = None
 
     def end_past_recording(self): self.recording, self.past = False, None
@@ -210,7 +216,7 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
         lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, keep)
     if c.use_cache and not self.training if use_cache is None else use_cache:
         past_key_values = past_key_values if past_key_values is not None else ContextCache()
-        past_key_values.keep(contexts)
+        past_key_values.keep(contexts, start)
     else: past_key_values = None
     h = torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1)
     return ContextModelOutput(last_hidden_state=h, past_key_values=past_key_values, context=contexts[:, -1],
