@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
@@ -83,6 +84,19 @@ class ContextCache(Cache):
     def reorder_cache(self, beam_idx): self._select(lambda c: c.index_select(0, beam_idx.to(c.device)))
     def batch_select_indices(self, indices): self._select(lambda c: c[indices])
     def batch_repeat_interleave(self, repeats): self._select(lambda c: c.repeat_interleave(repeats, 0))
+
+# %% ../../nbs/03_models/11_context_vector.ipynb #0ec065dc
+def _fitting_cache(cache # what was given as `past_key_values`
+                  ) -> ContextCache|None: # the same
+    "An empty `DynamicCache` becomes a `ContextCache`; another one is a `ValueError`."
+    if cache is None or isinstance(cache, ContextCache): return cache
+    if type(cache) is not DynamicCache or any(getattr(layer, "keys", None) is not None for layer in cache.layers):
+        kind = type(cache).__name__ + " with keys" * (type(cache) is DynamicCache)
+        raise ValueError(f"past_key_values: a {kind} cannot hold the context of this model; leave it out, or give "
+                         "model.new_cache()")
+    cache.__class__ = ContextCache
+    cache.__init__()
+    return cache
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #03e725a9
 class ContextPreTrainedModel(PreTrainedModel):
@@ -203,6 +217,7 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     if self.training and c.reconstruction_weight and not auxiliary:
         raise ValueError(f"reconstruction_weight {c.reconstruction_weight}: this training code takes no loss but that "
                          "of the tokens (set it to 0, or train with `model(ids, labels=ids).loss`)")
+    past_key_values = _fitting_cache(past_key_values)
     if past_key_values is not None and past_key_values.context is not None: context = past_key_values.context
     start = self.first_context(x, context)
     keep = None if attention_mask is None else attention_mask[:, -x.shape[1]:].bool()
@@ -229,6 +244,10 @@ class _ContextGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+                raise ValueError(f"cache_implementation {kind!r}: what this model remembers has a fixed size anyway; "
+                                 "leave it out")
+            generation_config.cache_implementation = None
             cache = model_kwargs["past_key_values"] = self.new_cache()
             if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

@@ -168,6 +168,26 @@ def test_caches_that_others_make(pattern, n):
             m.generate(ids, cache_implementation="static", **GREEDY)
 
 
+@pytest.mark.parametrize("n", [1, 9])
+def test_caches_that_others_make_for_a_context_vector(n):
+    m, ids = random_model("C"), random_ids(n)
+    want = generate(m, ids, use_cache=False)
+    for how in dict(cache_implementation="dynamic"), dict(past_key_values=DynamicCache()):
+        assert torch.equal(generate(m, ids, **how), want)
+    cache = DynamicCache(config=m.config)
+    with torch.no_grad():
+        logits = [m(t, past_key_values=cache, use_cache=True).logits for t in want[:, :-1].split(2, 1)]
+        torch.testing.assert_close(torch.cat(logits, 1), m(want[:, :-1]).logits, rtol=1e-3, atol=1e-4)
+    static = StaticCache(config=m.config, max_cache_len=32)
+    with pytest.raises(ValueError, match="a StaticCache cannot hold the context of this model"):
+        generate(m, ids, past_key_values=static)
+    full = DynamicCache()
+    full.update(torch.ones(2, 1, 1, 1), torch.ones(2, 1, 1, 1), 0)
+    with pytest.raises(ValueError, match="a DynamicCache with keys cannot hold"): m(ids, past_key_values=full)
+    with pytest.raises(ValueError, match="cache_implementation 'static': what this model remembers has a fixed size"):
+        generate(m, ids, cache_implementation="static")
+
+
 def random_model(pattern, seed=0):
     "Of a pattern; C is the context vector."
     if pattern != "C":
@@ -189,7 +209,7 @@ def test_drafts_and_beams_change_no_token(pattern, n):
     for k in 1, 3: assert torch.equal(generate(m, ids[:1], prompt_lookup_num_tokens=k), want)
     want = generate(m, ids, use_cache=False, num_beams=3)
     assert torch.equal(generate(m, ids, num_beams=3), want)
-    if pattern != "C": assert torch.equal(generate(m, ids, num_beams=3, past_key_values=DynamicCache()), want)
+    assert torch.equal(generate(m, ids, num_beams=3, past_key_values=DynamicCache()), want)
 
 
 def test_contrastive_search_is_no_part_of_transformers_any_more():
