@@ -17,14 +17,17 @@ from ..mixers.recurrent import max_kept_states
 # %% ../../nbs/03_models/04_cache.ipynb #8e7ea5b5
 class RecurrentLayer(LinearAttentionLayer):
     "What a recurrent mixer carries on: the last inputs of its convolution, and its state."
-    past = None # while recording: the states after the last tokens, the newest last, and the one before them
+    past = None # while recording: the states after the last tokens, the newest last, after the one before them
 
     @property
     def is_croppable(self): return True
 
     def update_recurrent_state(self, recurrent_states, state_idx=0, past=None, **kwargs):
-        # a draft model reads its own tokens one by one, so what it kept before counts too
-        self.past = None if past is None else ((self.past or []) + past)[-max_kept_states-1:]
+        if past is not None: # a draft model reads its own tokens one by one, so what it kept before counts too
+            known = self.is_recurrent_states_initialized[state_idx]
+            before = self.recurrent_states[state_idx].clone() if known else torch.zeros_like(recurrent_states)
+            past = ((self.past or [before]) + past)[-max_kept_states-1:]
+        self.past = past
         self.has_previous_state[state_idx] = True # also for a mixer without a convolution
         if torch.is_grad_enabled() and self.is_recurrent_states_initialized[state_idx]:
             self.recurrent_states[state_idx] = recurrent_states # the one before is needed for a gradient
@@ -36,23 +39,41 @@ class RecurrentLayer(LinearAttentionLayer):
         if self.record_past: self.conv_states[0] = full[..., -(max_kept_states + self.conv_kernel_size[0]):]
         return full
 
-    def batch_repeat_interleave(self, repeats): self._each_row(lambda t: t.repeat_interleave(repeats, 0))
-    def batch_select_indices(self, indices): self._each_row(lambda t: t[indices])
-    def _each_row(self, f):
-        for held in (self.conv_states, self.recurrent_states):
-            if held[0] is not None: held[0] = f(held[0])
-        if self.past is not None: self.past = [f(t) for t in self.past]
-
-    def crop(self, tokens_to_remove):
-        n = abs(tokens_to_remove)
-        if n and self.is_recurrent_states_initialized[0]:
-            if self.past is None:
-                raise ValueError("a mixer of this pattern keeps no earlier states (it must use `update_state`): "
-                                 "generate without a draft")
-            if n >= len(self.past): raise ValueError(f"draft: {n} tokens to take back, at most {len(self.past) - 1}")
-            self.recurrent_states[0].copy_(self.past[-1-n])
+    def reset(self):
+        super().reset()
         self.past = None
-        if self.is_conv_states_initialized[0]: super().crop(-n) # a layer of F is never filled
+
+    def _each_row(self, f): # transformers' layer can only be reordered
+        for states in self.conv_states, self.recurrent_states:
+            for i in range(self.number_of_states):
+                if states[i] is not None: states[i] = f(states[i])
+        if self.past is not None: self.past = [f(v) for v in self.past]
+
+    def reorder_cache(self, beam_idx): self._each_row(lambda v: v.index_select(0, beam_idx.to(v.device)))
+    def batch_select_indices(self, indices): self._each_row(lambda v: v[indices.to(v.device)])
+    def batch_repeat_interleave(self, repeats): self._each_row(lambda v: v.repeat_interleave(repeats, 0))
+
+# %% ../../nbs/03_models/04_cache.ipynb #4190adb0
+@patch
+def check_recorded(self: RecurrentLayer, n: int):
+    "A `ValueError` if `n` tokens cannot be taken back because nothing was recorded."
+    filled = self.is_conv_states_initialized[0] or self.is_recurrent_states_initialized[0]
+    if n and filled and not self.record_past:
+        raise ValueError("crop: a recurrent layer keeps no earlier states, unless `activate_past_recording()` of the "
+                         "cache was called before it read the tokens")
+
+@patch
+def crop(self: RecurrentLayer, tokens_to_remove: int):
+    n = abs(tokens_to_remove)
+    if n and self.is_recurrent_states_initialized[0]:
+        if self.past is None:
+            raise ValueError("a mixer of this pattern keeps no earlier states (it must use `update_state`): "
+                             "generate without a draft")
+        if n >= len(self.past): raise ValueError(f"draft: {n} tokens to take back, at most {len(self.past) - 1}")
+        self.recurrent_states[0].copy_(self.past[-1-n])
+    self.past = None
+    if self.record_past and self.is_conv_states_initialized[0]: # a layer of F is never filled
+        LinearAttentionLayer.crop(self, -n)
 
 # %% ../../nbs/03_models/04_cache.ipynb #07c92bca
 def attends(config) -> bool:
@@ -65,6 +86,8 @@ def is_window(layer) -> bool:
 
 class HybridCache(DynamicCache):
     "The cache of a pattern: keys and values for attention, a state of fixed size for recurrent mixers."
+    fixed = 0 # tokens that cannot be taken back: a window or a state of fixed size has been cut behind them
+
     def __init__(self, config):
         super().__init__(config=config)
         self.layers = [RecurrentLayer() if isinstance(layer, LinearAttentionLayer) else layer for layer in self.layers]
@@ -78,6 +101,7 @@ class HybridCache(DynamicCache):
 
     def reset(self):
         super().reset()
+        self.fixed = 0
         for layer in self.layers: # transformers 5.17 only fills keys with zeros
             if not getattr(layer, "is_initialized", False): continue
             layer.keys, layer.values, layer.is_initialized = None, None, False
@@ -85,7 +109,9 @@ class HybridCache(DynamicCache):
         self.seen, self.texts, self.named = 0, None, None
 
     def crop(self, tokens_to_remove):
+        self.check_crop(-tokens_to_remove) # before any layer is cut
         super().crop(tokens_to_remove)
+        self.fixed = self.seen + tokens_to_remove
         self.seen -= abs(tokens_to_remove)
         if self.texts is not None: self.texts = self.texts[:, :self.texts.shape[1] - abs(tokens_to_remove)]
 
@@ -130,12 +156,35 @@ class HybridCache(DynamicCache):
 
     def end_past_recording(self):
         "End the recording of the past: keep no more than the next token needs."
-        if any(getattr(layer, "record_past", False) for layer in self.layers): self.crop(0)
+        if self.is_recording(): self.crop(0)
         for layer in self.layers:
             if hasattr(layer, "record_past"): layer.record_past = False
             if isinstance(layer, RecurrentLayer) and layer.conv_states[0] is not None:
                 short = layer.conv_kernel_size[0] - layer.conv_states[0].shape[-1]
                 layer.conv_states[0] = nn.functional.pad(layer.conv_states[0], (short, 0)).contiguous()
+
+# %% ../../nbs/03_models/04_cache.ipynb #cbcae5d2
+@patch
+def is_recording(self: HybridCache) -> bool:
+    "Does a layer keep its past?"
+    return any(getattr(layer, "record_past", False) for layer in self.layers)
+
+@patch
+def activate_past_recording(self: HybridCache):
+    "From here on keep what it takes to take tokens back."
+    if not self.is_recording(): self.fixed = self.seen
+    DynamicCache.activate_past_recording(self)
+
+@patch
+def check_crop(self: HybridCache, n: int):
+    "A `ValueError` if `n` tokens cannot be taken back."
+    if n < 0: raise ValueError(f"crop {-n}: give minus the number of tokens to remove")
+    recurrent = [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
+    for layer in recurrent: layer.check_recorded(n)
+    most = min(self.seen - self.fixed, max_kept_states if recurrent else self.seen)
+    if self.is_recording() and n > most:
+        raise ValueError(f"crop: {n} tokens to take back, at most {most} (of those read since "
+                         "`activate_past_recording()`, and since tokens were last taken back)")
 
 # %% ../../nbs/03_models/04_cache.ipynb #391cb2c3
 def fitting_cache(cache, # what was given as `past_key_values`
@@ -145,8 +194,10 @@ def fitting_cache(cache, # what was given as `past_key_values`
     if not isinstance(cache, Cache) or isinstance(cache, HybridCache): return cache
     def holds(layer): return getattr(layer, "keys", None) is not None or any(getattr(layer, "has_previous_state", []))
     if type(cache) is DynamicCache and not any(map(holds, cache.layers)):
+        recording = any(getattr(layer, "record_past", False) for layer in cache.layers)
         cache.__class__ = HybridCache
         cache.__init__(config)
+        if recording: cache.activate_past_recording()
     elif not attends(config):
         raise ValueError(f"past_key_values: a {type(cache).__name__} cannot hold the state of pattern "
                          f"{config.pattern!r}; leave it out, or give model.new_cache()")

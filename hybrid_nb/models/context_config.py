@@ -15,6 +15,7 @@ class ContextConfig(PreTrainedConfig):
     "Everything that determines a context-vector model but its weights. A `ValueError` names a wrong value."
     model_type = "hybrid_nb_context"
     attribute_map = {"hidden_size": "network_size"} # the name other tools look for
+    keys_to_ignore_at_inference = ["past_key_values", "context", "contexts", "reconstruction_loss"] # by Trainer
 
     vocab_size: int = 1000         # tokens
     embedding_size: int = 256      # numbers a token enters with

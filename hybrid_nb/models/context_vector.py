@@ -6,17 +6,22 @@
 __all__ = ['ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTrainedModel', 'ContextModel', 'ContextForCausalLM']
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #e4071317
+import math
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
 from .losses import head_cross_entropy
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
+
+_logger = logging.get_logger(__name__)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #769b0f1b
 @dataclass
@@ -52,15 +57,21 @@ class ContextCache(Cache):
     def is_croppable(self): return True
     def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
 
-    def keep(self, contexts: Tensor): # (batch, length, context)
+    def keep(self, contexts: Tensor, # (batch, length, context)
+             start: Tensor): # (batch, context) before them
         "Take over the contexts of new tokens."
         self.context, self.seen = contexts[:, -1], self.seen + contexts.shape[1]
         if not self.recording: return
-        # a draft model reads its own tokens one by one
-        self.past = contexts if self.past is None else torch.cat([self.past, contexts], 1)[:, -65:]
+        past = start[:, None] if self.past is None else self.past # a draft model reads its own tokens one by one
+        self.past = torch.cat([past, contexts], 1)[:, -65:]
 
     def crop(self, tokens_to_remove):
-        if n := abs(tokens_to_remove): self.context, self.seen = self.past[:, -1-n], self.seen - n
+        if tokens_to_remove > 0: raise ValueError(f"crop {tokens_to_remove}: give minus the number of tokens to remove")
+        n, most = -tokens_to_remove, 0 if self.past is None else self.past.shape[1] - 1
+        if n > most:
+            raise ValueError(f"crop: {n} tokens to take back, at most {most} (of those read since "
+                             "`activate_past_recording()`, and since tokens were last taken back)")
+        if n: self.context, self.seen = self.past[:, -1-n], self.seen - n
         self.past = None
 
     def end_past_recording(self): self.recording, self.past = False, None
@@ -74,12 +85,26 @@ class ContextCache(Cache):
     def batch_select_indices(self, indices): self._select(lambda c: c[indices])
     def batch_repeat_interleave(self, repeats): self._select(lambda c: c.repeat_interleave(repeats, 0))
 
+# %% ../../nbs/03_models/11_context_vector.ipynb #0ec065dc
+def _fitting_cache(cache # what was given as `past_key_values`
+                  ) -> ContextCache|None: # the same
+    "An empty `DynamicCache` becomes a `ContextCache`; another one is a `ValueError`."
+    if cache is None or isinstance(cache, ContextCache): return cache
+    if type(cache) is not DynamicCache or any(getattr(layer, "keys", None) is not None for layer in cache.layers):
+        kind = type(cache).__name__ + " with keys" * (type(cache) is DynamicCache)
+        raise ValueError(f"past_key_values: a {kind} cannot hold the context of this model; leave it out, or give "
+                         "model.new_cache()")
+    cache.__class__ = ContextCache
+    cache.__init__()
+    return cache
+
 # %% ../../nbs/03_models/11_context_vector.ipynb #03e725a9
 class ContextPreTrainedModel(PreTrainedModel):
     "What `ContextModel` and `ContextForCausalLM` share: the configuration's class and how weights start."
     config: ContextConfig
     config_class = ContextConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["ContextBlock"]
     _skip_keys_device_placement = ["past_key_values"]
 
@@ -115,6 +140,7 @@ class ContextModel(ContextPreTrainedModel):
         self.blocks = nn.ModuleList([ContextBlock(size, c) for size in c.context_blocks])
         for i, layer in enumerate(self.fnn):
             layer.init_std = (2 / (c.hidden_size if i else c.embedding_size + c.context_dim))**.5
+        self.gradient_checkpointing = False
         self.post_init()
 
     @property
@@ -161,6 +187,24 @@ def _loop_modules(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
         hs.append(h); cs.append(c)
     return torch.stack(hs, 1), torch.stack(cs, 1)
 
+@patch
+def run(self: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]: # arguments and results of `context_loop`
+    "The loop, by the means that fit."
+    if not is_plain(*self.looped()): return _loop_modules(self, x, c, keep)
+    fast = self.config.loop == "fast" or self.config.loop == "auto" and not torch.compiler.is_compiling()
+    return (context_loop if fast else context_loop_plain)(x, c, keep, self.loop_weights(), self.spec)
+
+# %% ../../nbs/03_models/11_context_vector.ipynb #f1b58659
+def _run_checkpointed(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
+    "`run` stretch by stretch; what is between its ends is computed again in the backward pass."
+    n, hs, cs = math.isqrt(x.shape[1] - 1) + 1, [], []
+    parts = x.split(n, 1)
+    for part, kept in zip(parts, [None] * len(parts) if keep is None else keep.split(n, 1)):
+        h, contexts = model._gradient_checkpointing_func(model.run, part, c, kept)
+        c = contexts[:, -1]
+        hs.append(h); cs.append(contexts)
+    return torch.cat(hs, 1), torch.cat(cs, 1)
+
 # %% ../../nbs/03_models/11_context_vector.ipynb #20bf6a38
 @patch
 def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None,
@@ -173,19 +217,21 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     if self.training and c.reconstruction_weight and not auxiliary:
         raise ValueError(f"reconstruction_weight {c.reconstruction_weight}: this training code takes no loss but that "
                          "of the tokens (set it to 0, or train with `model(ids, labels=ids).loss`)")
+    past_key_values = _fitting_cache(past_key_values)
     if past_key_values is not None and past_key_values.context is not None: context = past_key_values.context
     start = self.first_context(x, context)
     keep = None if attention_mask is None else attention_mask[:, -x.shape[1]:].bool()
     if keep is not None and not torch.compiler.is_compiling() and keep.all(): keep = None
-    fast = c.loop == "fast" or c.loop == "auto" and not torch.compiler.is_compiling()
-    if not is_plain(*self.looped()): h, contexts = _loop_modules(self, x, start, keep)
-    else: h, contexts = (context_loop if fast else context_loop_plain)(x, start, keep, self.loop_weights(), self.spec)
+    if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if use_cache: _logger.warning_once("gradient checkpointing keeps no cache: `use_cache` is False")
+        use_cache, (h, contexts) = False, _run_checkpointed(self, x, start, keep)
+    else: h, contexts = self.run(x, start, keep)
     lost = None
     if c.reconstruction_weight and auxiliary:
         lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, keep)
     if c.use_cache and not self.training if use_cache is None else use_cache:
         past_key_values = past_key_values if past_key_values is not None else ContextCache()
-        past_key_values.keep(contexts)
+        past_key_values.keep(contexts, start)
     else: past_key_values = None
     h = torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1)
     return ContextModelOutput(last_hidden_state=h, past_key_values=past_key_values, context=contexts[:, -1],
@@ -198,6 +244,10 @@ class _ContextGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+                raise ValueError(f"cache_implementation {kind!r}: what this model remembers has a fixed size anyway; "
+                                 "leave it out")
+            generation_config.cache_implementation = None
             cache = model_kwargs["past_key_values"] = self.new_cache()
             if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
@@ -220,14 +270,15 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
                 past_key_values=None, # cache of an earlier call
                 inputs_embeds: Tensor|None = None, # (batch, length, embedding) instead of `input_ids`
                 labels: Tensor|None = None, # (batch, length), not shifted, -100 is ignored
-                shift_labels: Tensor|None = None, # (batch, length), already shifted
                 use_cache: bool|None = None, # keep what later tokens need; default: when not training
                 logits_to_keep: int|Tensor = 0, # logits of the last n positions only; 0: all
                 context: Tensor|None = None, # (batch, context) to start from; default: zeros
-                **kwargs) -> ContextOutput:
+                **kwargs # `shift_labels`: labels that are shifted already; `num_items_in_batch`, see `training_loss`
+               ) -> ContextOutput:
         out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, context, auxiliary=True)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = loss = None
+        shift_labels = kwargs.pop("shift_labels", None) # not in the signature, where Trainer looks for labels
         if labels is not None and shift_labels is None: shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
         fused = self.training and self.config.fused_loss and shift_labels is not None
         if not fused: logits = self.lm_head(out.last_hidden_state[:, keep])
@@ -236,11 +287,12 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
                              contexts=out.contexts, reconstruction_loss=out.reconstruction_loss)
 
     def training_loss(self, out, shift_labels, num_items_in_batch=None, **kwargs) -> Tensor:
-        "Mean over targets, or the sum divided by `num_items_in_batch`, and the reconstruction loss by its weight."
+        "Mean over targets, or the sum divided by `num_items_in_batch`; the reconstruction loss by its weight."
         nats, _ = head_cross_entropy(out.last_hidden_state, self.lm_head, shift_labels)
-        loss = nats / ((shift_labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
-        if out.reconstruction_loss is None: return loss
-        return loss + self.config.reconstruction_weight * out.reconstruction_loss
+        targets = (shift_labels >= 0).sum()
+        if out.reconstruction_loss is not None: # a mean, whose share in a step is that of its targets
+            nats = nats + self.config.reconstruction_weight * out.reconstruction_loss * targets
+        return nats / (targets if num_items_in_batch is None else num_items_in_batch)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #855b49bf
 AutoConfig.register("hybrid_nb_context", ContextConfig, exist_ok=True)

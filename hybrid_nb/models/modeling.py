@@ -197,16 +197,17 @@ class HybridForCausalLM(HybridPreTrainedModel, _GenerationMixin):
                 past_key_values=None, # HybridCache of an earlier call, or WindowState
                 inputs_embeds: Tensor|None = None, # (batch, length, width) instead of `input_ids`
                 labels: Tensor|None = None, # (batch, length), not shifted, -100 is ignored
-                shift_labels: Tensor|None = None, # (batch, length), already shifted
                 use_cache: bool|None = None, # keep what later tokens need; default: when not training
                 logits_to_keep: int|Tensor = 0, # logits of the last n positions only; 0: all
                 segments: Tensor|None = None, # (batch, length) which text of its row a token belongs to, 0: padding
                 seq_idx: Tensor|None = None, # (batch, length) the same, counted from 0
                 cu_seq_lens_q: Tensor|None = None, # (texts + 1,) the same for a single row: ends, with a 0 in front
-                **kwargs) -> CausalLMOutputWithPast: # logits (batch, kept, words), or with `fused_loss` the loss alone
+                **kwargs # `shift_labels`: labels that are shifted already; `num_items_in_batch`, see `training_loss`
+               ) -> CausalLMOutputWithPast: # logits (batch, kept, words), or with `fused_loss` the loss alone
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segments,
                          seq_idx, cu_seq_lens_q)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        shift_labels = kwargs.pop("shift_labels", None) # not in the signature, where Trainer looks for labels
         if self.training and self.config.fused_loss and not (labels is None and shift_labels is None):
             loss = self.training_loss(out.last_hidden_state, labels, shift_labels, **kwargs)
             return CausalLMOutputWithPast(loss=loss, past_key_values=out.past_key_values)

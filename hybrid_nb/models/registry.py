@@ -7,6 +7,8 @@ __all__ = ['mixers', 'cache_kinds', 'MixerEntry', 'register', 'rope_scaling', 'u
 
 # %% ../../nbs/03_models/02_registry.ipynb #6183d20f
 from dataclasses import dataclass
+from torch import nn
+from transformers import trainer_pt_utils
 from ..core.patterns import add_block
 from ..mixers.mamba import Mamba
 from ..mixers.gated_conv import GatedConv
@@ -91,3 +93,15 @@ def own_letters(pattern: str # expanded
                ) -> list[str]: # sorted
     "The letters of a pattern that were registered, or replaced, by code outside this package."
     return sorted({letter for letter in pattern if mixers[letter] is not _built_in.get(letter)})
+
+# %% ../../nbs/03_models/02_registry.ipynb #1aa79267
+_parameter_names = trainer_pt_utils.get_parameter_names
+
+def _names_that_decay(model: nn.Module, *args, **kwargs) -> list[str]:
+    "`get_parameter_names` of transformers, which calls itself for each child, without a module's `no_weight_decay`."
+    spared = getattr(model, "no_weight_decay", ())
+    if not isinstance(spared, tuple): spared = () # in timm it is a method, which means something else
+    return [n for n in _parameter_names(model, *args, **kwargs) if n not in spared]
+
+if _parameter_names.__name__ != _names_that_decay.__name__: # the code beside some weights may have done it already
+    trainer_pt_utils.get_parameter_names = _names_that_decay

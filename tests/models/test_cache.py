@@ -3,6 +3,8 @@ import pytest, torch
 from transformers import DynamicCache, StaticCache
 from hybrid_nb.models.cache import WindowState
 from hybrid_nb.models.config import HybridConfig
+from hybrid_nb.models.context_config import ContextConfig
+from hybrid_nb.models.context_vector import ContextForCausalLM
 from hybrid_nb.models.modeling import HybridForCausalLM
 from hybrid_nb.models.registry import mixers, register
 from hybrid_nb.core.patterns import blocks
@@ -70,17 +72,6 @@ def test_a_cache_is_kept_and_continued(pattern):
     assert torch.equal(generate(m, ids, past_key_values=kept), generate(m, ids))
     kept.reset()
     assert kept.get_seq_length() == 0
-
-
-@pytest.mark.parametrize("pattern", ["AMAM", "M2", "S2", "GAMSWFL", "W2", "L2"])
-def test_a_draft_changes_no_token(pattern):
-    "Assisted generation, in which tokens are taken back, writes what plain generation does."
-    m, ids = lively(pattern), random_ids(9)[:1]
-    want = generate(m, ids)
-    torch.manual_seed(3)
-    draft = HybridForCausalLM(HybridConfig(pattern="AM", **LIVELY)).eval()
-    assert torch.equal(generate(m, ids, assistant_model=draft), want)
-    assert torch.equal(generate(m, ids, prompt_lookup_num_tokens=3), want)
 
 
 def in_windows(m, ids, sizes):
@@ -175,3 +166,129 @@ def test_caches_that_others_make(pattern, n):
             m.generate(ids, past_key_values=static, **GREEDY)
         with pytest.raises(ValueError, match=f"cache_implementation 'static': the state of pattern '{pattern}'"):
             m.generate(ids, cache_implementation="static", **GREEDY)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_caches_that_others_make_for_a_context_vector(n):
+    m, ids = random_model("C"), random_ids(n)
+    want = generate(m, ids, use_cache=False)
+    for how in dict(cache_implementation="dynamic"), dict(past_key_values=DynamicCache()):
+        assert torch.equal(generate(m, ids, **how), want)
+    cache = DynamicCache(config=m.config)
+    with torch.no_grad():
+        logits = [m(t, past_key_values=cache, use_cache=True).logits for t in want[:, :-1].split(2, 1)]
+        torch.testing.assert_close(torch.cat(logits, 1), m(want[:, :-1]).logits, rtol=1e-3, atol=1e-4)
+    static = StaticCache(config=m.config, max_cache_len=32)
+    with pytest.raises(ValueError, match="a StaticCache cannot hold the context of this model"):
+        generate(m, ids, past_key_values=static)
+    full = DynamicCache()
+    full.update(torch.ones(2, 1, 1, 1), torch.ones(2, 1, 1, 1), 0)
+    with pytest.raises(ValueError, match="a DynamicCache with keys cannot hold"): m(ids, past_key_values=full)
+    with pytest.raises(ValueError, match="cache_implementation 'static': what this model remembers has a fixed size"):
+        generate(m, ids, cache_implementation="static")
+
+
+def random_model(pattern, seed=0):
+    "Of a pattern; C is the context vector."
+    if pattern != "C":
+        torch.manual_seed(seed)
+        return HybridForCausalLM(HybridConfig(pattern=pattern, **LIVELY)).eval()
+    torch.manual_seed(15 + seed)
+    sizes = dict(vocab_size=100, embedding_size=12, context_dim=16, hidden_size=24, depth=2, initializer_range=.5)
+    return ContextForCausalLM(ContextConfig(**sizes)).eval()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+@pytest.mark.parametrize("pattern", [*PATTERNS, "C"])
+def test_drafts_and_beams_change_no_token(pattern, n):
+    "Assisted generation, in which tokens are taken back, and several beams write what they do without a cache."
+    m, ids = random_model(pattern), random_ids(n)
+    want = generate(m, ids[:1], use_cache=False)
+    drafts = [m, random_model("AM", 3), random_model("SW", 3), random_model("GLF", 3), random_model("C", 3)]
+    for draft in drafts: assert torch.equal(generate(m, ids[:1], assistant_model=draft), want)
+    for k in 1, 3: assert torch.equal(generate(m, ids[:1], prompt_lookup_num_tokens=k), want)
+    want = generate(m, ids, use_cache=False, num_beams=3)
+    assert torch.equal(generate(m, ids, num_beams=3), want)
+    assert torch.equal(generate(m, ids, num_beams=3, past_key_values=DynamicCache()), want)
+
+
+def test_contrastive_search_is_no_part_of_transformers_any_more():
+    with pytest.raises(ValueError, match="Contrastive Search requires `trust_remote_code=True`"):
+        generate(random_model("AM"), random_ids(3), penalty_alpha=.6, top_k=4)
+
+
+def read(m, ids, moves, cache):
+    "Read so many tokens, or take so many back; the logits of what is read are those of the whole text."
+    with torch.no_grad(): at, full = 0, m(ids).logits
+    for n in moves:
+        if n > 0:
+            with torch.no_grad(): logits = m(ids[:, at:at+n], past_key_values=cache, use_cache=True).logits
+            torch.testing.assert_close(logits, full[:, at:at+n], atol=1e-4, rtol=1e-4)
+        else: cache.crop(n)
+        at += n
+        assert cache.get_seq_length() == at
+
+
+MOVES = [[12, -3, 4, -4, 5], [2, 1, 1, 1, -5, 6], [1, -1, 4], [12, 0, 1, -1, 3], [70, -64, 5]]
+
+@pytest.mark.parametrize("moves", MOVES, ids=str)
+@pytest.mark.parametrize("pattern", [*PATTERNS, "F", "C"])
+def test_tokens_are_taken_back(pattern, moves):
+    m, ids = random_model(pattern), random_ids(80)
+    cache = m.new_cache()
+    cache.activate_past_recording()
+    read(m, ids, moves, cache)
+    cache.reset()
+    read(m, ids, [5, -5, 7], cache)
+    if pattern != "C":
+        theirs = DynamicCache(config=m.config)
+        theirs.activate_past_recording()
+        read(m, ids, moves, theirs)
+    late = m.new_cache() # which begins to record later
+    read(m, ids, [9], late)
+    late.activate_past_recording()
+    with torch.no_grad(): m(ids[:, 9:12], past_key_values=late, use_cache=True)
+    late.crop(-3)
+    with torch.no_grad(): got, want = m(ids[:, 9:], past_key_values=late, use_cache=True).logits, m(ids).logits[:, 9:]
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", [*PATTERNS, "F", "C"])
+def test_what_cannot_be_taken_back(pattern):
+    "One line says so, and the cache is as it was."
+    m, ids = random_model(pattern), random_ids(80)
+    def refused(cache, tokens, line):
+        with pytest.raises((ValueError, RuntimeError), match=line): cache.crop(tokens)
+        length = cache.get_seq_length()
+        logits = m(ids[:, length:], past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(logits, m(ids).logits[:, length:], atol=1e-4, rtol=1e-4)
+    def filled(n, record):
+        cache = m.new_cache()
+        if record: cache.activate_past_recording()
+        m(ids[:, :n], past_key_values=cache, use_cache=True)
+        return cache
+    refused(filled(12, False), 3, "crop 3: give minus the number of tokens")
+    if set(pattern) & set("MSGWC"): # which have a state of fixed size, or a window
+        refused(filled(12, False), -3, "activate_past_recording")
+        cache = filled(12, True)
+        cache.crop(-2)
+        refused(cache, -1, "crop: 1 tokens to take back, at most 0")
+    if set(pattern) & set("MSGC"): refused(filled(70, True), -65, "crop: 65 tokens to take back, at most 64")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", [*PATTERNS, "C"])
+def test_rows_of_a_cache_are_repeated_and_chosen(pattern):
+    "As beams and contrastive search do."
+    m, ids = random_model(pattern), random_ids(12)
+    cache = m(ids[:, :9], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(3)
+    more = torch.randint(1, 100, (6, 2), generator=torch.Generator().manual_seed(3))
+    m(more, past_key_values=cache, use_cache=True)
+    chosen = torch.tensor([1, 5, 3])
+    cache.batch_select_indices(chosen)
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    whole = torch.cat([ids[:, :9].repeat_interleave(3, 0), more], 1)[chosen][[2, 0, 1]]
+    got = m(whole[:, :2], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(got, m(torch.cat([whole, whole[:, :2]], 1)).logits[:, -2:], atol=1e-4, rtol=1e-4)

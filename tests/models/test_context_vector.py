@@ -202,6 +202,17 @@ def test_trains_resumes_and_loads(tmp_path):
     assert losses[-1]["train_loss"] < losses[0]["train_loss"]
 
 
+def test_trains_with_checkpointed_activations(tmp_path):
+    "By our trainer: to the same loss."
+    data = DataConfig(corpus="stories", max_documents=60, vocab_size=300, length=24, cache_dir=str(tmp_path/"cache"))
+    def loss(folder, **settings):
+        options = TrainConfig(steps=4, batch_size=20, eval_every=4, eval_batches=2, recall_documents=0, device="cpu",
+                              learning_rate=3e-3, **settings)
+        m = ContextConfig(dropout=0., **small)
+        return train(m, data, options, tmp_path/folder, progress=False)["final_val_loss"]
+    assert abs(loss("a") - loss("b", activation_checkpointing=True)) < 1e-5
+
+
 def test_another_process_draws_the_same_masks():
     "Seed in, the same dropout out, whatever the number of threads."
     code = """
