@@ -111,7 +111,7 @@ def test_a_checkpoint_loads_where_the_package_is_not(lab):
     with torch.no_grad(): want = {k: m(ids).logits for k, m in models.items()}
     for name in "hybrid copy context again saved".split():
         of = "context" if name == "context" else "hybrid"
-        torch.testing.assert_close(torch.tensor(told[name][0]), want[of], atol=1e-5, rtol=0) # processors round differently
+        torch.testing.assert_close(torch.tensor(told[name][0]), want[of], atol=1e-5, rtol=0)
     for name in "hybrid", "copy", "context": # FRESH generates with a cache
         m = models["context" if name == "context" else "hybrid"]
         assert told[name][1] == m.generate(ids, max_new_tokens=6, do_sample=False).tolist()
