@@ -65,7 +65,7 @@ class LoopSpec(NamedTuple):
 def context_loop_plain(
     x: Tensor, # (batch, length, embedding)
     c: Tensor, # (batch, context) before the first token
-    keep: Tensor|None, # (batch, length) True for tokens, False for padding; None: no padding
+    marks: Tensor|None, # (batch, length) 0: padding, 1: token, 2: token that begins a text; None: tokens of one text
     w: LoopWeights, spec: LoopSpec
 ) -> tuple[Tensor, Tensor]: # h (batch, length, hidden), contexts after each token (batch, length, context)
     "The equations as they stand."
@@ -73,6 +73,7 @@ def context_loop_plain(
     writes = list(zip(w.write.chunk(n), w.write_bias.chunk(n)))
     hs, cs = [], []
     for t in range(x.shape[1]):
+        if marks is not None: c = c.masked_fill(marks[:, t, None] == 2, 0)
         h = F.dropout(F.relu(F.linear(torch.cat([x[:, t], c.to(x.dtype)], -1), first, w.bias)), spec.dropout)
         for layer, bias in zip(w.layers, w.biases): h = F.dropout(F.relu(F.linear(h, layer, bias)), spec.dropout)
         z = [F.linear(h, *write).to(c.dtype) for write in writes]
@@ -80,7 +81,7 @@ def context_loop_plain(
         parts = zip(u.split(spec.sizes, -1), spec.sizes, w.gain.split(spec.sizes), w.shift.split(spec.sizes))
         new = torch.cat([F.layer_norm(v, [n], gain, shift, spec.eps) for v, n, gain, shift in parts], -1)
         new = new.clamp(-spec.limit, spec.limit)
-        c = new if keep is None else torch.where(keep[:, t, None], new, c)
+        c = new if marks is None else torch.where(marks[:, t, None] > 0, new, c)
         hs.append(h); cs.append(c)
     return torch.stack(hs, 1), torch.stack(cs, 1)
 
@@ -116,7 +117,7 @@ def _draw_masks(h, seeds, dropout):
         part.copy_(bits.view(torch.int16)[:part.numel()].view(part.shape) >= least)
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #d1855b98
-def _forward_rows(x, c, keep, seeds, w, spec):
+def _forward_rows(x, c, marks, seeds, w, spec):
     "Some rows through all tokens: `x` (length, rows, embedding), `c` (rows, context)."
     T, R, _ = x.shape
     D, depth, H = c.shape[1], len(w.layers) + 1, len(w.bias)
@@ -126,7 +127,8 @@ def _forward_rows(x, c, keep, seeds, w, spec):
     first = torch.addmm(w.bias, x.reshape(T*R, -1), w.token.T).view(T, R, H)
     cs[0], a, stats = c, x.new_empty(R, H), []
     for t in range(T):
-        c, y = cs[t], first[t].addmm_(cs[t].to(x.dtype), w.read.T)
+        c = cs[t] if marks is None else cs[t].masked_fill(marks[t] == 2, 0)
+        y = first[t].addmm_(c.to(x.dtype), w.read.T)
         for l in range(depth):
             if l: y = torch.addmm(w.biases[l-1], y, w.layers[l-1].T, out=a)
             y = h[l, t].mul_(y.relu_()) if spec.dropout else torch.clamp_min(y, 0, out=h[l, t])
@@ -138,7 +140,7 @@ def _forward_rows(x, c, keep, seeds, w, spec):
             torch.mul(f, c, out=us[t]).addcmul_(i, v)
         y, *stat = _normalise(us[t], w, spec)
         torch.clamp(y, -spec.limit, spec.limit, out=cs[t+1])
-        if keep is not None: cs[t+1] = torch.where(keep[t], cs[t+1], c)
+        if marks is not None: cs[t+1] = torch.where(marks[t] > 0, cs[t+1], c)
         stats.append(stat)
     return Trace(h, z, us, cs, *map(torch.stack, zip(*stats)))
 
@@ -158,30 +160,33 @@ def _gates_back(du, z, c):
     return torch.cat([du * c * f * (1 - f), du * v * i * (1 - i), du * i], 1)
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #2b6bd430
-def _backward_rows(dh, dcs, x, keep, trace, w, spec):
+def _backward_rows(dh, dcs, x, marks, trace, w, spec):
     "The way back of `_forward_rows`: `dh` (length, rows, hidden) and `dcs` (length, rows, context) or None."
     h, z, us, cs, mean, rstd = trace
     (depth, T, R, H), D = h.shape, cs.shape[-1]
     da, dz, dy = torch.empty_like(h), torch.empty_like(z, dtype=h.dtype), torch.empty_like(cs[1:])
     inside = cs[1:].abs() < spec.limit if cs.abs().max() >= spec.limit else None
+    before, real = cs[:-1], None # what the first layer reads
+    if marks is not None: before, real = before.masked_fill(marks == 2, 0), marks > 0
     dc, g, zero = cs.new_zeros(R, D), h.new_empty(R, H), h.new_zeros(R, H)
     for t in reversed(range(T)):
         if dcs is not None: dc = dc + dcs[t]
-        passed = 0 if keep is None else dc * ~keep[t]
-        dy[t] = dc if keep is None else dc * keep[t]
+        passed = 0 if real is None else dc * ~real[t]
+        dy[t] = dc if real is None else dc * real[t]
         if inside is not None: dy[t] *= inside[t]
         du = _normalise_back(dy[t], us[t], mean[t], rstd[t], w, spec)
-        dz[t] = _gates_back(du, z[t], cs[t]) if spec.gated else du
+        dz[t] = _gates_back(du, z[t], before[t]) if spec.gated else du
         torch.addmm(zero if dh is None else dh[t], dz[t], w.write, out=g)
         for l in reversed(range(depth)):
             torch.ops.aten.threshold_backward.grad_input(g, h[l, t], 0, grad_input=da[l, t])
             if l: torch.mm(da[l, t], w.layers[l-1], out=g)
         dc = torch.mm(da[0, t], w.read).to(cs.dtype) + passed
         if spec.gated: dc.addcmul_(du, z[t, :, :D])
-    return _weight_grads(x, da, dz, dy, trace, w, spec) + (dc,)
+        if marks is not None: dc = dc.masked_fill(marks[t] == 2, 0)
+    return _weight_grads(x, before, da, dz, dy, trace, w, spec) + (dc,)
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #7b26c917
-def _weight_grads(x, da, dz, dy, trace, w, spec):
+def _weight_grads(x, before, da, dz, dy, trace, w, spec):
     "Gradients of `x` and of all weights, after the loop."
     h, z, us, cs, mean, rstd = trace
     def flat(v): return v.reshape(-1, v.shape[-1])
@@ -190,7 +195,7 @@ def _weight_grads(x, da, dz, dy, trace, w, spec):
     parts = zip(us.split(spec.sizes, -1), mean.split(1, -1), rstd.split(1, -1))
     dgain = (dy * torch.cat([(v - m) * r for v, m, r in parts], -1)).sum((0, 1))
     layers, biases = tuple(outer(a, b) for a, b in zip(da[1:], h)), tuple(flat(a).sum(0) for a in da[1:])
-    return dx, LoopWeights(outer(da[0], x), outer(da[0], cs[:-1].to(h.dtype)), flat(da[0]).sum(0), outer(dz, h[-1]),
+    return dx, LoopWeights(outer(da[0], x), outer(da[0], before.to(h.dtype)), flat(da[0]).sum(0), outer(dz, h[-1]),
                            flat(dz).sum(0), dgain, dy.sum((0, 1)), layers, biases)
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #ada39b4b
@@ -233,39 +238,39 @@ def _loop_weights(flat, depth) -> LoopWeights:
     return LoopWeights(*flat[:7], tuple(flat[7:6+depth]), tuple(flat[6+depth:]))
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #c6e9775b
-def _run_forward(x, c, keep, spec, w):
-    "Traces of all shares of a batch; `x` (batch, length, embedding), `keep` (length, batch, 1)."
+def _run_forward(x, c, marks, spec, w):
+    "Traces of all shares of a batch; `x` (batch, length, embedding), `marks` (length, batch, 1)."
     rows, xs = _rows(len(x), x.device), x.transpose(0, 1)
     seeds = torch.randint(2**62, (-(-len(x) // _group),)).tolist() if spec.dropout else []
     def run(i):
         r = rows[i]
         own = seeds[r.start//_group:-(-r.stop//_group)]
-        return _forward_rows(xs[:, r], c[r], keep if keep is None else keep[:, r], own, w, spec)
+        return _forward_rows(xs[:, r], c[r], marks if marks is None else marks[:, r], own, w, spec)
     with torch.autocast(x.device.type, enabled=False): return _each(run, rows), rows
 
-def _run_backward(dh, dcs, x, keep, traces, rows, spec, w):
+def _run_backward(dh, dcs, x, marks, traces, rows, spec, w):
     "Gradients of all shares: of `x`, of the weights, of the context before the first token."
     def run(i):
         r = rows[i]
         def mine(v): return v if v is None else v.transpose(0, 1)[:, r]
         top = None if dh is None else mine(dh).to(x.dtype).mul(1 / (1 - spec.dropout))
-        return _backward_rows(top, mine(dcs), mine(x), keep if keep is None else keep[:, r], traces[i], w, spec)
+        return _backward_rows(top, mine(dcs), mine(x), marks if marks is None else marks[:, r], traces[i], w, spec)
     with torch.autocast(x.device.type, enabled=False): return zip(*_each(run, rows))
 
 # %% ../../nbs/03_models/10_context_loop.ipynb #74c07f77
 class _Loop(torch.autograd.Function):
     "`context_loop_plain` with its derivative by hand."
     @staticmethod
-    def forward(ctx, x, c, keep, spec, depth, dtype, *weights):
+    def forward(ctx, x, c, marks, spec, depth, dtype, *weights):
         ctx.dtypes, ctx.depth = (x.dtype, *(v.dtype for v in weights)), depth
         spec, x = spec._replace(dropout=_exact(spec.dropout)), x.to(dtype)
         w = _prepare(_loop_weights(weights, depth), spec, dtype, c.dtype)
-        keep = None if keep is None else keep.T.unsqueeze(-1)
-        traces, rows = _run_forward(x, c, keep, spec, w)
+        marks = None if marks is None else marks.T.unsqueeze(-1)
+        traces, rows = _run_forward(x, c, marks, spec, w)
         h = torch.cat([t.h[-1].transpose(0, 1) for t in traces])
         cs = torch.cat([t.c[1:].transpose(0, 1) for t in traces])
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, keep, *(v for t in traces for v in t), *_flat(w))
+            ctx.save_for_backward(x, marks, *(v for t in traces for v in t), *_flat(w))
             ctx.spec, ctx.rows = spec, rows
         ctx.set_materialize_grads(False)
         return h.div_(1 - spec.dropout) if spec.dropout else h, cs
@@ -273,10 +278,10 @@ class _Loop(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dh, dcs):
-        (x, keep, *saved), spec, rows, depth = ctx.saved_tensors, ctx.spec, ctx.rows, ctx.depth
+        (x, marks, *saved), spec, rows, depth = ctx.saved_tensors, ctx.spec, ctx.rows, ctx.depth
         n, scale = 6*len(rows), 1 / (1 - spec.dropout)
         traces, w = [Trace(*saved[i:i+6]) for i in range(0, n, 6)], _loop_weights(saved[n:], depth)
-        dx, grads, dc = _run_backward(dh, dcs, x, keep, traces, rows, spec, w)
+        dx, grads, dc = _run_backward(dh, dcs, x, marks, traces, rows, spec, w)
         total = [sum(g) for g in zip(*map(_flat, grads))]
         for i in (3, *range(7, 6 + depth)): total[i] *= scale # their input was stored without the factor
         dx = torch.cat([d.transpose(0, 1) for d in dx])
@@ -287,10 +292,10 @@ class _Loop(torch.autograd.Function):
 def context_loop(
     x: Tensor, # (batch, length, embedding)
     c: Tensor, # (batch, context) before the first token
-    keep: Tensor|None, # (batch, length) True for tokens, False for padding; None: no padding
+    marks: Tensor|None, # (batch, length) 0: padding, 1: token, 2: token that begins a text; None: tokens of one text
     w: LoopWeights, spec: LoopSpec
 ) -> tuple[Tensor, Tensor]: # h (batch, length, hidden), contexts after each token (batch, length, context)
     "As `context_loop_plain`, in another order of work."
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64: dtype = torch.get_autocast_dtype(device)
-    return _Loop.apply(x, c, keep, spec, len(w.layers) + 1, dtype, *_flat(w))
+    return _Loop.apply(x, c, marks, spec, len(w.layers) + 1, dtype, *_flat(w))

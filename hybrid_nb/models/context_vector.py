@@ -16,7 +16,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
+from .cache import Named
 from .losses import head_cross_entropy
+from .texts import read_texts
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
@@ -39,7 +41,7 @@ class ContextOutput(CausalLMOutputWithPast):
     reconstruction_loss: Tensor|None = None
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #7541beef
-class ContextCache(Cache):
+class ContextCache(Named, Cache):
     "One vector for each sequence, however long it is."
     def __init__(self):
         super().__init__(layers=[])
@@ -52,7 +54,7 @@ class ContextCache(Cache):
     @property
     def is_compileable(self): return False
     def get_seq_length(self, layer_idx=0): return self.seen
-    def reset(self): self.context, self.seen, self.past = None, 0, None
+    def reset(self): self.context, self.seen, self.past, self.named = None, 0, None, None
     @property
     def is_croppable(self): return True
     def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
@@ -77,10 +79,12 @@ class ContextCache(Cache):
     def end_past_recording(self): self.recording, self.past = False, None
     def tensors(self):
         found = {"seen": torch.tensor([self.seen])}
-        return found if self.context is None else found | {"context": self.context}
-    def load_tensors(self, found): self.seen, self.context = int(found["seen"]), found.get("context")
+        return found | {k: v for k in ("context", "named") if (v := getattr(self, k)) is not None}
+    def load_tensors(self, found):
+        self.seen, self.context, self.named = int(found["seen"]), found.get("context"), found.get("named")
     def _select(self, f):
         if self.context is not None: self.context = f(self.context)
+        if self.named is not None: self.named = f(self.named)
     def reorder_cache(self, beam_idx): self._select(lambda c: c.index_select(0, beam_idx.to(c.device)))
     def batch_select_indices(self, indices): self._select(lambda c: c[indices])
     def batch_repeat_interleave(self, repeats): self._select(lambda c: c.repeat_interleave(repeats, 0))
@@ -117,10 +121,11 @@ class ContextPreTrainedModel(PreTrainedModel):
         if getattr(module, "bias", None) is not None: nn.init.zeros_(module.bias)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #6bd7c6ce
-def _reconstruction_loss(blocks, both: bool, x, start, contexts, keep) -> Tensor:
+def _reconstruction_loss(blocks, both: bool, x, start, contexts, marks) -> Tensor:
     "Mean squared error of what the parts of the context say of the token and of themselves before it."
-    sizes = [b.decode.in_features for b in blocks]
+    sizes, keep = [b.decode.in_features for b in blocks], None if marks is None else marks > 0
     before, error, n = torch.cat([start.unsqueeze(1), contexts[:, :-1]], 1).detach(), 0., 0
+    if marks is not None: before = before.masked_fill((marks == 2).unsqueeze(-1), 0)
     for block, new, old in zip(blocks, contexts.split(sizes, -1), before.split(sizes, -1)):
         target = torch.cat([x.detach().to(old.dtype), old], -1) if both else x.detach()
         off = F.mse_loss(block.decode(new).to(target.dtype), target, reduction="none")
@@ -170,10 +175,11 @@ class ContextModel(ContextPreTrainedModel):
         return start.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #27eb3824
-def _loop_modules(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
+def _loop_modules(model: ContextModel, x, c, marks) -> tuple[Tensor, Tensor]:
     "`context_loop` by calls of the modules."
     spec, (first, *rest), hs, cs = model.spec, model.fnn, [], []
     for t in range(x.shape[1]):
+        if marks is not None: c = c.masked_fill(marks[:, t, None] == 2, 0)
         parts = c.split(spec.sizes, -1)
         h = first(x[:, t]) + sum(b.read(part.to(x.dtype)) for b, part in zip(model.blocks, parts))
         h = F.dropout(F.relu(h), spec.dropout)
@@ -183,32 +189,35 @@ def _loop_modules(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
             z = b.write(h).to(c.dtype).chunk(3 if spec.gated else 1, -1)
             new.append(b.norm(z[0].sigmoid()*old + z[1].sigmoid()*z[2] if spec.gated else z[0]))
         new = torch.cat(new, -1).clamp(-spec.limit, spec.limit)
-        c = new if keep is None else torch.where(keep[:, t, None], new, c)
+        c = new if marks is None else torch.where(marks[:, t, None] > 0, new, c)
         hs.append(h); cs.append(c)
     return torch.stack(hs, 1), torch.stack(cs, 1)
 
 @patch
-def run(self: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]: # arguments and results of `context_loop`
+def run(self: ContextModel, x, c, marks) -> tuple[Tensor, Tensor]: # arguments and results of `context_loop`
     "The loop, by the means that fit."
-    if not is_plain(*self.looped()): return _loop_modules(self, x, c, keep)
+    if not is_plain(*self.looped()): return _loop_modules(self, x, c, marks)
     fast = self.config.loop == "fast" or self.config.loop == "auto" and not torch.compiler.is_compiling()
-    return (context_loop if fast else context_loop_plain)(x, c, keep, self.loop_weights(), self.spec)
+    return (context_loop if fast else context_loop_plain)(x, c, marks, self.loop_weights(), self.spec)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #f1b58659
-def _run_checkpointed(model: ContextModel, x, c, keep) -> tuple[Tensor, Tensor]:
+def _run_checkpointed(model: ContextModel, x, c, marks) -> tuple[Tensor, Tensor]:
     "`run` stretch by stretch; what is between its ends is computed again in the backward pass."
     n, hs, cs = math.isqrt(x.shape[1] - 1) + 1, [], []
     parts = x.split(n, 1)
-    for part, kept in zip(parts, [None] * len(parts) if keep is None else keep.split(n, 1)):
-        h, contexts = model._gradient_checkpointing_func(model.run, part, c, kept)
+    for part, own in zip(parts, [None] * len(parts) if marks is None else marks.split(n, 1)):
+        h, contexts = model._gradient_checkpointing_func(model.run, part, c, own)
         c = contexts[:, -1]
         hs.append(h); cs.append(contexts)
     return torch.cat(hs, 1), torch.cat(cs, 1)
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #20bf6a38
+def _marks(segments): # as the loop takes them
+    return (segments.ids != 0).to(torch.uint8) + segments.starts
+
 @patch
 def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None,
-            use_cache=None, context=None,
+            use_cache=None, context=None, position_ids=None, segments=None, seq_idx=None, cu_seq_lens_q=None,
             auxiliary: bool = False, # will the caller add the reconstruction loss?
             **kwargs) -> ContextModelOutput:
     "Other arguments as of `ContextForCausalLM`."
@@ -220,18 +229,20 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     past_key_values = _fitting_cache(past_key_values)
     if past_key_values is not None and past_key_values.context is not None: context = past_key_values.context
     start = self.first_context(x, context)
-    keep = None if attention_mask is None else attention_mask[:, -x.shape[1]:].bool()
-    if keep is not None and not torch.compiler.is_compiling() and keep.all(): keep = None
+    texts = read_texts(x, attention_mask, position_ids, past_key_values, ["linear_attention"], segments, seq_idx,
+                       cu_seq_lens_q)
+    marks = None if texts.segments is None else _marks(texts.segments)
     if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
         if use_cache: _logger.warning_once("gradient checkpointing keeps no cache: `use_cache` is False")
-        use_cache, (h, contexts) = False, _run_checkpointed(self, x, start, keep)
-    else: h, contexts = self.run(x, start, keep)
+        use_cache, (h, contexts) = False, _run_checkpointed(self, x, start, marks)
+    else: h, contexts = self.run(x, start, marks)
     lost = None
     if c.reconstruction_weight and auxiliary:
-        lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, keep)
+        lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, marks)
     if c.use_cache and not self.training if use_cache is None else use_cache:
         past_key_values = past_key_values if past_key_values is not None else ContextCache()
         past_key_values.keep(contexts, start)
+        past_key_values.saw(texts, segments)
     else: past_key_values = None
     h = torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1)
     return ContextModelOutput(last_hidden_state=h, past_key_values=past_key_values, context=contexts[:, -1],
@@ -273,9 +284,14 @@ class ContextForCausalLM(ContextPreTrainedModel, _ContextGenerationMixin):
                 use_cache: bool|None = None, # keep what later tokens need; default: when not training
                 logits_to_keep: int|Tensor = 0, # logits of the last n positions only; 0: all
                 context: Tensor|None = None, # (batch, context) to start from; default: zeros
+                position_ids: Tensor|None = None, # (batch or 1, length); a text begins where they start again
+                segments: Tensor|None = None, # (batch, length) which text of its row a token belongs to, 0: padding
+                seq_idx: Tensor|None = None, # (batch, length) the same, counted from 0
+                cu_seq_lens_q: Tensor|None = None, # (texts + 1,) the same for a single row: ends, with a 0 in front
                 **kwargs # `shift_labels`: labels that are shifted already; `num_items_in_batch`, see `training_loss`
                ) -> ContextOutput:
-        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, context, auxiliary=True)
+        out = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, context, position_ids,
+                         segments, seq_idx, cu_seq_lens_q, auxiliary=True)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = loss = None
         shift_labels = kwargs.pop("shift_labels", None) # not in the signature, where Trainer looks for labels

@@ -69,7 +69,7 @@ class HybridPreTrainedModel(PreTrainedModel):
 def _attention_masks(config, kinds, x, attention_mask, cache, keys) -> dict:
     "The mask of each kind of attention among `kinds`, the layers of the pattern; `keys` are those of `Texts`."
     if keys is not None:
-        held = cache.window_keys() if isinstance(cache, HybridCache) else 0
+        held = cache.window_keys() if hasattr(cache, "window_keys") else 0
         return _text_masks(config, kinds, x.shape[1], keys, held)
     if attention_mask is not None and attention_mask.ndim == 4: return _given_masks(config, kinds, attention_mask)
     make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
@@ -154,7 +154,9 @@ class HybridModel(HybridPreTrainedModel):
         for block, kind in zip(self.layers, self.kinds):
             own = past_key_values if kind == "linear_attention" else cache
             x = block(x, cache=own, attention_mask=masks.get(kind), **context)
-        if isinstance(cache, HybridCache): cache.saw(x.shape[1], texts, segments)
+        if hasattr(cache, "texts"):
+            cache.seen, cache.texts = cache.seen + x.shape[1], texts.keys
+            cache.saw(texts, segments)
         kept = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=kept)
 

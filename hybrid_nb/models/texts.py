@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from ..mixers.segments import (
     ids_from_lengths, ids_from_mask, ids_from_positions, numbered, Segments, text_positions, text_segments)
-from .cache import HybridCache
 
 # %% ../../nbs/03_models/04_texts.ipynb #2a7d08e7
 def _told(x, attention_mask, position_ids, past, last, recurrent, segments, seq_idx, cu_seq_lens):
@@ -79,7 +78,7 @@ def read_texts(
     last, real = getattr(cache, "named", None) if past else None, _real(x, attention_mask)
     recurrent = "linear_attention" in kinds
     ids, new = _told(x, attention_mask, position_ids, past, last, recurrent, segments, seq_idx, cu_seq_lens)
-    several = ids is not None and (attention_mask is None or attention_mask.ndim == 2)
+    several = ids is not None and (attention_mask is None or attention_mask.ndim == 2) # and not in a mask already
     if ids is None and real is not None: ids = real.long()
     elif real is not None: ids = ids * real
     held = _held(x, attention_mask, cache, past)
@@ -93,8 +92,9 @@ def read_texts(
         before, places = (held == current).sum(1, keepdim=True), torch.arange(l, device=x.device)
         position_ids = places + before if s is None else text_positions(s, before)
     gaps = "sliding_attention" in kinds and real is not None and _has_gaps(real, past)
-    if not several and not gaps and getattr(cache, "texts", None) is None: return Texts(s, position_ids, None)
-    if isinstance(cache, HybridCache): cache.make_room(0 if s is None or s.pads is None else s.pads)
+    told = several or gaps or getattr(cache, "texts", None) is not None
+    if not told or {"full_attention", "sliding_attention"}.isdisjoint(kinds): return Texts(s, position_ids, None)
+    if hasattr(cache, "make_room"): cache.make_room(0 if s is None or s.pads is None else s.pads)
     elif cache is not None:
         raise ValueError(f"past_key_values: a {type(cache).__name__} cannot hold several texts, or padding within a "
                          "window; leave it out, or give model.new_cache()")

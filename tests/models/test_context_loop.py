@@ -10,8 +10,9 @@ def random_loop(batch=5, length=7, E=6, D=8, H=10, depth=3, gated=True, padded=F
     writes = (3 if gated else 1)*D
     w = LoopWeights(r(H, E), r(H, D), r(H), r(writes, H), r(writes), r(D), r(D),
                     tuple(r(H, H) for _ in range(depth-1)), tuple(r(H) for _ in range(depth-1)))
-    keep = torch.rand(batch, length) > 0.3 if padded else None
-    return r(batch, length, E), r(batch, D), keep, w, LoopSpec(gated, (D,), 10., 1e-5, dropout)
+    drawn = torch.multinomial(torch.tensor([.3, .5, .2]), batch*length, True)
+    marks = drawn.view(batch, length) if padded else None
+    return r(batch, length, E), r(batch, D), marks, w, LoopSpec(gated, (D,), 10., 1e-5, dropout)
 
 def flat(x, c, w): return [x, c, *w[:7], *w.layers, *w.biases]
 
@@ -21,15 +22,15 @@ def weights(flat): return LoopWeights(*flat[2:9], flat[9:(9 + len(flat))//2], fl
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "overwrite"])
 def test_gradcheck(gated, padded):
-    x, c, keep, w, spec = random_loop(2, 3, 3, 4, 5, 2, gated, padded=padded)
-    def f(*args): return context_loop(args[0], args[1], keep, weights(args), spec)
+    x, c, marks, w, spec = random_loop(2, 3, 3, 4, 5, 2, gated, padded=padded)
+    def f(*args): return context_loop(args[0], args[1], marks, weights(args), spec)
     assert torch.autograd.gradcheck(f, flat(x, c, w))
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["activations", "contexts"])
 def test_only_one_of_the_results_is_used(which):
-    x, c, keep, w, spec = random_loop()
-    grads = [torch.autograd.grad(f(x, c, keep, w, spec)[which].square().sum(), [x, w.write])
+    x, c, marks, w, spec = random_loop()
+    grads = [torch.autograd.grad(f(x, c, marks, w, spec)[which].square().sum(), [x, w.write])
              for f in (context_loop, context_loop_plain)]
     for a, b in zip(*grads): torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
@@ -50,10 +51,10 @@ def test_masks_follow_the_seed_and_not_the_threads():
 
 def test_the_derivative_fits_differences_under_dropout():
     "With the seed fixed the function is smooth almost everywhere."
-    x, c, keep, w, spec = random_loop(20, 5, dropout=0.3)
+    x, c, marks, w, spec = random_loop(20, 5, dropout=0.3)
     def value(inputs):
         torch.manual_seed(3)
-        h, cs = context_loop(inputs[0], inputs[1], keep, weights(inputs), spec)
+        h, cs = context_loop(inputs[0], inputs[1], marks, weights(inputs), spec)
         return h.square().sum() + cs.sum()
     def moved(eps):
         torch.manual_seed(4)
