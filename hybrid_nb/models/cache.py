@@ -121,8 +121,8 @@ class HybridCache(Named, DynamicCache):
 
     def crop(self, tokens_to_remove):
         self.check_crop(-tokens_to_remove) # before any layer is cut
+        self.fixed = self.get_seq_length() + tokens_to_remove
         super().crop(tokens_to_remove)
-        self.fixed = self.seen + tokens_to_remove
         self.seen -= abs(tokens_to_remove)
         if self.texts is not None: self.texts = self.texts[:, :self.texts.shape[1] - abs(tokens_to_remove)]
 
@@ -171,7 +171,7 @@ def is_recording(self: HybridCache) -> bool:
 @patch
 def activate_past_recording(self: HybridCache):
     "From here on keep what it takes to take tokens back."
-    if not self.is_recording(): self.fixed = self.seen
+    if not self.is_recording(): self.fixed = self.get_seq_length()
     DynamicCache.activate_past_recording(self)
 
 @patch
@@ -180,7 +180,8 @@ def check_crop(self: HybridCache, n: int):
     if n < 0: raise ValueError(f"crop {-n}: give minus the number of tokens to remove")
     recurrent = [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
     for layer in recurrent: layer.check_recorded(n)
-    most = min(self.seen - self.fixed, max_kept_states if recurrent else self.seen)
+    read = self.get_seq_length() - self.fixed
+    most = min(read, max_kept_states) if recurrent else read
     if self.is_recording() and n > most:
         raise ValueError(f"crop: {n} tokens to take back, at most {most} (of those read since "
                          "`activate_past_recording()`, and since tokens were last taken back)")
