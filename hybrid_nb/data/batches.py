@@ -49,6 +49,13 @@ def batch_windows(seed: int,
     return np.concatenate([epoch_order(seed, int(e), n)[place[epoch == e]] for e in np.unique(epoch)]).astype(np.int64)
 
 # %% ../../nbs/04_data/07_batches.ipynb #630e2b7c
+def _check_ends(side: TokenSet, eos: int):
+    "A `ValueError` if the end-of-text token stands elsewhere than between documents."
+    there = sum(int(np.count_nonzero(side.tokens[i:i + 2**24] == eos)) for i in range(0, len(side), 2**24))
+    if there != side.n_documents + 1:
+        raise ValueError(f"documents 'separate': {there:,} end-of-text tokens for {side.n_documents:,} documents; some "
+                         "stand within a text, where no document begins (documents joined does without them)")
+
 class Data:
     "Tokens of a corpus, cut into windows as `cfg` says."
     def __init__(self,
@@ -66,6 +73,13 @@ class Data:
                              f"documents of corpus {cfg.corpus!r} have {len(self.train):,}")
         self.n_train_windows, self.n_val_windows = self.windows.count, -(-(len(self.val) - 1) // cfg.length)
         self.val_targets = len(self.val) - 1
+        if cfg.documents == "separate":
+            for side in (self.train, self.val): _check_ends(side, tokenizer.eos_token_id)
+
+    @property
+    def document_start(self) -> int|None: # token
+        "The token in front of each document, if documents that share a window are separate."
+        return self.tokenizer.eos_token_id if self.cfg.documents == "separate" else None
 
     def __repr__(self):
         return (f"Data({self.cfg.corpus!r}, vocabulary {self.vocab_size:,}\n"

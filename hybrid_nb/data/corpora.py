@@ -81,6 +81,7 @@ class DataConfig:
     vocab_size: int = 2048             # of "bpe" and "word"
     length: int = 256                  # tokens a window predicts
     stride: float = 1.0                # from one training window to the next, in windows
+    documents: str = "joined"          # that share a window: joined (one stream), or separate (none sees another)
     stateful: bool = False             # rows follow their documents from step to step; recurrent states are carried on
     dialog: bool = False               # rows of the files are instructions with responses (a declared corpus says so)
     response_share: float = 0.5        # of a window, which the response of a dialog keeps if it has to be cut
@@ -111,6 +112,7 @@ def _check_data_config(c):
     check("vocab_size", c.tokenizer != "word" or c.vocab_size >= 3,
           "at least 3: the end-of-text token, the unknown word and a word")
     check("response_share", 0 < c.response_share < 1, "between 0 and 1, both excluded")
+    check("documents", c.documents in ("joined", "separate"), "joined or separate")
     check("on_bad_line", c.on_bad_line in ("stop", "skip"), "stop or skip")
     check("text_field", "{" not in c.text_field and c.text_field or fields_of(c.text_field),
           "a field, or a template over several: {title} {text}")

@@ -32,8 +32,9 @@ def _last_real(real): # where the last token that is no padding stands, up to ea
     return places.expand(real.shape).where(real, -1).cummax(1).values
 
 def text_segments(ids: Tensor, # (batch, length) integers, 0: padding
-                  new: Tensor|None = None # (batch,) does the first text of a row begin here? None: it may go on from
-                                          # what a cache holds
+                  new: Tensor|None = None, # (batch,) does the first text of a row begin here? None: it may go on from
+                                           # what a cache holds
+                  padded: bool = True # may there be padding?
                  ) -> Segments:
     "What follows from the numbers of texts."
     real = ids != 0
@@ -43,7 +44,7 @@ def text_segments(ids: Tensor, # (batch, length) integers, 0: padding
     if new is not None: starts = starts | real & (before < 0) & new[:, None]
     rank = real.cumsum(1)
     since = rank - rank.where(starts, 1 - far).cummax(1).values
-    pads = None if _quick(ids) and real.all() else ~real
+    pads = None if not padded or _quick(ids) and real.all() else ~real
     within = real[:, 1:] & ~real[:, :-1] & ~starts[:, 1:] & (before[:, 1:] >= 0)
     broken = pads is not None and (not _quick(ids) or bool(within.any()))
     return Segments(ids, starts, since.int(), pads, broken)

@@ -17,6 +17,7 @@ def _told(x, attention_mask, position_ids, past, last, recurrent, segments, seq_
     "Numbers of texts (batch, length), and in which rows the first text is new (batch,); None where nothing is said."
     b, l = x.shape[:2]
     if seq_idx is not None: segments = seq_idx + 1
+    if isinstance(segments, Segments): return segments.ids, None
     if segments is not None:
         if segments.shape != (b, l) or segments.is_floating_point():
             raise ValueError(f"segments: {segments.dtype} of shape {tuple(segments.shape)}, must be integers of shape "
@@ -69,7 +70,7 @@ def read_texts(
     position_ids: Tensor|None,   # (batch or 1, length)
     cache,                       # transformers cache, or None
     kinds: list,                 # of the layers, as in `config.layer_types`
-    segments: Tensor|None = None, # (batch, length) which text a token belongs to; 0: padding
+    segments: Tensor|Segments|None = None, # (batch, length) which text a token belongs to; 0: padding
     seq_idx: Tensor|None = None,  # (batch, length) the same, from 0, without padding
     cu_seq_lens: Tensor|None = None # (texts + 1,) ends of texts in the only row
 ) -> Texts:
@@ -85,7 +86,8 @@ def read_texts(
     if ids is None and held is None:
         if position_ids is None: position_ids = torch.arange(past, past + l, device=x.device)[None]
         return Texts(None, position_ids, None)
-    s = None if ids is None else text_segments(ids, new)
+    if isinstance(segments, Segments) and real is None: s = segments
+    else: s = None if ids is None else text_segments(ids, new)
     if held is None: held = x.new_ones(b, past, dtype=torch.long)
     current = held.amax(1, keepdim=True).clamp(min=1) if past else held.new_ones(b, 1)
     if position_ids is None:

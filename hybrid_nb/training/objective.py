@@ -6,17 +6,29 @@
 __all__ = ['Objective']
 
 # %% ../../nbs/06_training/03_objective.ipynb #3a5f7d71
+import inspect
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from ..mixers.segments import Segments, text_segments
 from ..mixers.plain_modules import is_plain
 from ..models.cache import WindowState
 from ..models.context_config import ContextConfig
 from ..models.losses import head_cross_entropy
 
 # %% ../../nbs/06_training/03_objective.ipynb #98920550
+def _check_takes_segments(stack):
+    "A `ValueError` if a model cannot keep documents apart."
+    if "segments" not in inspect.signature(stack.forward).parameters:
+        raise ValueError(f"documents 'separate': {type(stack).__name__} takes no segments")
+    if blind := getattr(stack, "blind", []):
+        raise ValueError(f"documents 'separate': mixers of {', '.join(blind)} take no segments")
+
 class Objective(nn.Module):
     "The loss of `model`, any causal language model of transformers, as a sum over targets."
-    def __init__(self, model): super().__init__(); self.model = model
+    def __init__(self, model, document_start: int|None = None): # token; None: a row is one text
+        super().__init__()
+        self.model, self.document_start = model, document_start
+        if document_start is not None: _check_takes_segments(model.base_model)
 
     def forward(self,
                 input_ids: Tensor, # (batch, length)
@@ -26,15 +38,20 @@ class Objective(nn.Module):
                 state: dict|None = None # with `stateful`: what the windows before left, empty at the beginning
                ) -> tuple: # nats, correct predictions and, if given a state, the new one; see below without targets
         "Loss and correct predictions; without `targets` the token with the highest logit, (batch, length)."
-        if targets is None: return self.model(input_ids=input_ids, use_cache=False).logits.argmax(-1)
+        said = {} if self.document_start is None else dict(segments=self.segments(input_ids))
+        if targets is None: return self.model(input_ids=input_ids, use_cache=False, **said).logits.argmax(-1)
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
-        out, left = self.read(input_ids, state, **dict(auxiliary=True) if extra else {})
+        out, left = self.read(input_ids, state, **said, **dict(auxiliary=True) if extra else {})
         if each:
             found = self.nats_of_each(out.last_hidden_state, targets)
             return found if state is None else (*found, left)
         nats, correct = head_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings(), targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
         return (nats / count, correct) if state is None else (nats / count, correct, left)
+
+    def segments(self, input_ids) -> Segments:
+        "Which document each token belongs to."
+        return text_segments(1 + (input_ids == self.document_start).cumsum(1), padded=False)
 
     def read(self, input_ids, state, **extra) -> tuple: # output, new state or None
         "The output of the stack without its head, and what it leaves for the next window."

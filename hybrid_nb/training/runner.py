@@ -242,7 +242,7 @@ def measure_windows(run_dir, # of a finished run
         return cls(**{k: v for k, v in rename_old(config[part]).items() if k in {f.name for f in fields(cls)}})
     data = data or load_data(readable(made(DataConfig, "data"), made(TrainConfig, "train"), run_dir), progress=False)
     with no_bars(): model = AutoModelForCausalLM.from_pretrained(saved[-1], trust_remote_code=False)
-    parts = evaluate_parts(Objective(model.to(device)), data, size, device)
+    parts = evaluate_parts(Objective(model.to(device), data.document_start), data, size, device)
     loss = parts["nats"].sum() / parts["tokens"].sum()
     if not abs(loss - summary["final_val_loss"]) < 5e-3: # the precision of the run may have been another
         raise ValueError(f"{run_dir}: its last checkpoint has a loss of {loss:.4f} on these data, its summary says "

@@ -118,7 +118,8 @@ def prepare(self: Trainer):
     self.model.to(self.device).train()
     self.findings = audit_start(self)
     if cfg.activation_checkpointing: self.model.gradient_checkpointing_enable()
-    self.plain = Objective(self.model) # loss and model, without DDP; its parameters are those of the optimisers
+    # loss and model, without DDP; its parameters are those of the optimisers
+    self.plain = Objective(self.model, self.data.document_start)
     if self.sharded:
         from torch.distributed.fsdp import fully_shard
         for block in getattr(self.model.base_model, "layers", []): fully_shard(block)
