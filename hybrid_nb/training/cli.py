@@ -91,11 +91,14 @@ def describe_summary(s: dict # the summary of a run
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
-    failed = [f["check"] for f in s.get("audit", []) if f["verdict"] == "fail"]
+    audit = s.get("audit", [])
+    failed = [f["check"] for f in audit if f["verdict"] == "fail"]
+    weak = [f["evidence"] for f in audit if (f["check"], f["verdict"]) == ("better than a 5-gram", "warn")]
     return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}\n"
             f"  {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s, "
             f"{n(s['tokens_per_second'])} tokens/s while training\n"
             f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), "
             f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, "
             f"{s['bits_per_byte']:.3f} bits a byte{floor}"
+            + "".join(f"\n  {evidence}" for evidence in weak)
             + (f"\n  FAILED AUDIT: {', '.join(failed)} (hybrid_audit says more)" if failed else ""))

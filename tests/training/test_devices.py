@@ -5,7 +5,7 @@ from helpers.lab import command, flags, free_port, lines, SMALL
 from hybrid_nb.core.files import read_json
 from safetensors.torch import load_file
 
-AUDITS = 17 # checks of a run
+AUDITS = 18 # checks of a run
 
 
 def agree(want, got):
