@@ -161,7 +161,8 @@ def report_card(runs, # as from `add_flops`
                ) -> dict: # claim, evidence, verdict: Markdown
     "The three lines on top of a report."
     c, best = table.attrs["comparison"], table.iloc[0]
-    weak, others = [p for p in table.pattern if p in hardly_trained(runs)], ""
+    hardly, others = hardly_trained(runs), ""
+    weak = [p for p in table.pattern if p in hardly]
     if best.ties: others = f"The best could be any of {name_patterns([best.pattern, *best.ties])}."
     shown = "" if best.ties or best.pattern in weak or len(table) - len(weak) < 2 else "in this setting"
     said = verdict(c.basis, shown, others, weak) if len(table) > 1 else f"**Nothing to compare.**{weak_text(weak)}"

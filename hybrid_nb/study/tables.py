@@ -95,17 +95,18 @@ def load_metrics(run # folder of the run
     return df.sort_values("step", kind="stable", ignore_index=True)
 
 # %% ../../nbs/07_study/10_tables.ipynb #de903a0b
-def load_curves(runs # as from `load_runs`
-               ) -> pd.DataFrame: # one row an evaluation: name, pattern, seed, status, step, time, val_loss, ...
-    "The evaluations of all runs."
+def load_curves(runs, # as from `load_runs`
+                metric: str = "val_loss" # lines that have it: val_loss for evaluations, train_loss for training
+               ) -> pd.DataFrame: # one row a line: name, pattern, seed, status, step, time, val_loss, ...
+    "The evaluations of all runs, or their lines of another metric."
     parts = []
     for r in runs.itertuples():
         m = load_metrics(r.path) if Path(r.path).is_dir() else pd.DataFrame()
-        if "val_loss" not in m or not isinstance(r.pattern, str): continue
+        if metric not in m or not isinstance(r.pattern, str): continue
         about = dict(name=r.name, pattern=r.pattern, seed=getattr(r, "seed", 0), status=r.status)
-        parts.append(m[m.val_loss.notna()].assign(**about))
+        parts.append(m[m[metric].notna()].assign(**about))
     if parts: return pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(columns="name pattern seed status step time val_loss".split())
+    return pd.DataFrame(columns=["name", "pattern", "seed", "status", "step", "time", metric])
 
 # %% ../../nbs/07_study/10_tables.ipynb #a9641442
 def load_recall(runs # as from `load_runs`

@@ -58,6 +58,11 @@ def test_figures_name_their_points_and_tables_sort(page):
     assert 'table class="dataframe summary"' in html
     assert 'querySelectorAll("table.summary")' in html and "aria-sort" in html
 
+def test_long_tables_fold_and_wide_ones_scroll(page):
+    html = page.read_text()
+    for part in ('classList.toggle("folded"', "table.folded tbody tr:nth-child(n+21) { display: none; }",
+                 ".output_html { overflow-x: auto; }", ".output_html:has(table.summary)"): assert part in html, part
+
 def test_report_card_and_equal_cost(page):
     html, record = page.read_text(), json.loads(page.with_suffix(".json").read_text())
     text = re.sub("<.*?>", "", html)
