@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_run', 'flatten', 'disambiguate_patterns', 'bare_pattern', 'load_runs', 'load_metrics', 'load_curves',
-           'load_recall', 'rank_patterns', 'study_settings']
+           'load_recall', 'rank_patterns', 'last_trained_study', 'study_settings']
 
 # %% ../../nbs/07_study/10_tables.ipynb #91201498
 import json, math, os, re, warnings
@@ -124,6 +124,14 @@ def rank_patterns(runs # as from `load_runs`
     done = runs[runs.status == "finished"]
     best = done.groupby("pattern").final_val_loss.mean().sort_values().index.tolist() if len(done) else []
     return best + sorted(set(runs.pattern.dropna()) - set(best) if "pattern" in runs else [])
+
+# %% ../../nbs/07_study/10_tables.ipynb #8e703fb4
+def last_trained_study() -> Path: # folder
+    "The study with the newest result, in `runs/` of the working directory or of a folder above it."
+    for home in (Path.cwd(), *Path.cwd().parents):
+        results = sorted((home/"runs").glob("*/*/summary.json"), key=lambda p: p.stat().st_mtime)
+        if results: return results[-1].parent.parent
+    raise ValueError("no runs/ with a finished run, here or above: set `study` in the first cell to a study's folder")
 
 # %% ../../nbs/07_study/10_tables.ipynb #bdeb0324
 def study_settings(runs # as from `load_runs`

@@ -2,6 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat as nbf, psutil, pytest
+from nbclient import NotebookClient
 from hybrid_nb.core.commands import CommandParser
 from hybrid_nb.core.runs import notebook_error, run_lock, run_state
 from hybrid_nb.study import sweeps, workers
@@ -84,6 +85,12 @@ def test_failing_runs_then_a_complete_study(tmp_path):
     assert "seed = 1" in next(c.source for c in nb.cells if "injected-parameters" in c.metadata.tags)
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs), "no curve in the executed notebook"
+
+    before = sorted(study.parent.rglob("*"))
+    again = NotebookClient(nb, resources=dict(metadata=dict(path=study/"AM-s1"))).execute() # as in JupyterLab
+    top = again.cells[0].outputs[0].data["text/markdown"]
+    assert "# `AM` · seed 1 · " in top and " nats a token" in top and "`steps = 12`" in top, top
+    assert sorted(study.parent.rglob("*")) == before, "a notebook that was run in its folder left something there"
 
     words = [str(Path(script).with_name("hybrid_report")), "runs/s", "--out", "s.html"]
     report = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
