@@ -13,17 +13,18 @@ from pathlib import Path
 from types import NoneType
 from fastcore.script import Param
 import hybrid_nb as hn
-from ..core.commands import command
+from ..core.commands import command, continues, say_next
 from ..core.runs import old_names
 from ..core.scripts import quit_on_interrupt
-from .fields import all_settings, Setting
+from .fields import all_settings, Setting, setting_group
 
 # %% ../../nbs/06_training/18_cli.ipynb #3da6f8ee
 class _Flag(Param):
     "An option of the command line that is passed on only if it is given."
-    def __init__(self, help: str, type, shown: bool = True):
-        super().__init__(help.replace("%", "%%"), type)
+    def __init__(self, help: str, type, shown: bool = True, **more):
+        super().__init__(help, type)
         self._shown = shown # `Param` gives attributes without an underscore to argparse
+        for k, v in more.items(): setattr(self, f"_{k}", v)
 
     def set_default(self, d):
         super().set_default(d)
@@ -43,7 +44,9 @@ def flag_parameter(name: str, # of the flag
             except ValueError: pass
         raise ValueError
     parse.__name__ = " or ".join(t.__name__ for t in types) # named in the error message
-    flag = _Flag(s.help, bool if types == [bool] else parse, shown)
+    text = s.help.replace("None", "none") # as it is given here
+    flag = _Flag(text, bool if types == [bool] else parse, shown, group=setting_group(s.name),
+                 metavar={int: "N", float: "X"}.get(types[0], "TEXT"))
     return Parameter(name, Parameter.KEYWORD_ONLY, default=s.default, annotation=flag)
 
 # %% ../../nbs/06_training/18_cli.ipynb #292039ea
@@ -79,10 +82,13 @@ def hybrid_train(pattern: str = None, # one letter a block; repetition as in "(A
     if use_wandb and settings.get("wandb", "disabled") == "disabled": settings["wandb"] = "online"
     if family != "hybrid": settings["family"] = family
     with quit_on_interrupt("hybrid_train"): train_run = hn.train_run # it takes torch
-    s = train_run(pattern, name, study, runs, plugins, recipe, debug, preset, resume=not restart,
-                  extend=extend, rebuild_cache=rebuild_cache, progress=not quiet, **settings)
+    with continues():
+        s = train_run(pattern, name, study, runs, plugins, recipe, debug, preset, resume=not restart,
+                      extend=extend, rebuild_cache=rebuild_cache, progress=not quiet, **settings)
     if os.environ.get("RANK", "0") == "0": # of several processes, the first prints
-        print(describe_summary(s), f"  in {Path(runs)/s['study']/s['name']}", sep="\n")
+        folder = Path(runs)/s["study"]/s["name"]
+        print(describe_summary(s), f"  in {folder}", sep="\n", flush=True)
+        say_next("hybrid_report", folder.parent)
 
 # %% ../../nbs/06_training/18_cli.ipynb #f48c24e3
 def describe_summary(s: dict # the summary of a run

@@ -78,6 +78,11 @@ def test_failing_runs_then_a_complete_study(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in study.glob("AM-s*/*.*")}
     code, out, err = finish(start(*args, cwd=tmp_path, steps=12, checkpoint_every=4))
     assert code == 0 and out.count(" finished ") == 4, out + err
+    losses = load_runs(study).groupby("pattern").final_val_loss.mean().sort_values()
+    rows = [line.split() for line in out.split("\n\n")[1].splitlines()] # the table of patterns
+    assert rows[0] == "pattern seeds final_val_loss sd seconds".split()
+    assert [r[:3] for r in rows[1:]] == [[p, "2", f"{loss:.4g}"] for p, loss in losses.items()], out
+    assert err.endswith("now: hybrid_report runs/s\n") and "hardly trained" in out
     assert before == {p: p.stat().st_mtime_ns for p in before}, "a finished run was touched"
     assert load_metrics(study/"AX-s0").step.tolist() == list(range(1, 13))
     assert notebook_error(study/"AX-s0"/"train.ipynb") is None
@@ -109,7 +114,8 @@ def test_killed_sweeps_leave_nothing_behind_and_go_on(tmp_path):
         os.kill(process.pid, sig)
         code, out, err = finish(process)
         assert code == (130 if sig == signal.SIGTERM else -9)
-        if sig == signal.SIGTERM: assert err.rstrip().endswith("hybrid_sweep: interrupted"), err
+        said = "hybrid_sweep: interrupted; the same command continues"
+        if sig == signal.SIGTERM: assert err.rstrip().endswith(said), err
         wait_for(lambda: not any(map(alive, family)))
         reached, state = step(run), run_state(run)
         assert state["status"] == "interrupted" and reached < 1000
