@@ -10,6 +10,7 @@ __all__ = ['load_run', 'flatten', 'disambiguate_patterns', 'bare_pattern', 'load
 import json, math, os, re, warnings
 from pathlib import Path
 import pandas as pd
+from ..core.files import why_no_folder
 from ..core.runs import last_metrics, load_config, read_object, read_summary, resumable, run_state
 from .stats import run_label
 
@@ -66,7 +67,7 @@ def load_runs(study_dir # folder of a study, such as "runs/quick"
              ) -> pd.DataFrame: # one row a run: the summary's keys as columns, plus status, step, error and path
     "All runs of a study, also of one that is unfinished or partly damaged."
     study_dir = Path(study_dir)
-    if not study_dir.is_dir(): raise ValueError(f"study {str(study_dir)!r}: no such folder")
+    if not study_dir.is_dir(): raise ValueError(f"study {str(study_dir)!r}: {why_no_folder(study_dir)}")
     files = ("config.json", "summary.json", "metrics.jsonl", "train.ipynb")
     runs = sorted(p for p in study_dir.iterdir() if any((p/f).exists() for f in files))
     if not runs:
