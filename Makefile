@@ -48,7 +48,8 @@ bench: setup ## measure the scan and the model beside their peers on the CPU, ab
 	cd reports/benchmarks && ../../$(BIN)/papermill --log-level WARNING --no-progress-bar -k python3 scan.ipynb scan.ipynb
 
 lab: setup ## open JupyterLab on the tour
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb \
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 docs: setup ## build the site in _docs: tutorials, chapters, reference
 	$(PIP) -e '.[docs]'

@@ -2,6 +2,7 @@
 
 The names below are loaded when they are first asked for, so `import hybrid_nb` is quick.
 """
+import os, sys
 from importlib import import_module
 __version__ = "0.0.1"
 
@@ -28,6 +29,9 @@ _home = {name: module for module, names in {
     "use.generation": "Generator",
 }.items() for name in names.split()}
 __all__ = list(_home)
+
+if "torch" not in sys.modules: # OpenMP reads it when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive") # spinning threads slow a busy machine down many times
 
 def __getattr__(name):
     if name not in _home: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

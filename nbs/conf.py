@@ -5,7 +5,10 @@ The reference is made from the package's signatures and their comments. Pages th
 import json, re, shutil
 from configparser import ConfigParser
 from pathlib import Path
+from docutils.nodes import SkipNode
 from fastcore.docments import docments
+from hybrid_nb.training.fields import all_settings, setting_group, type_name
+from latex2mathml.converter import convert
 
 nbs = Path(__file__).parent
 root = nbs.parent
@@ -19,6 +22,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme, html_title, html_static_path, html_css_files = "furo", f"{project} {release}", ["_static"], ["site.css"]
 nb_execution_mode, nb_render_markdown_format = "off", "myst"
 nb_code_prompt_show = nb_code_prompt_hide = "Imports" # of folded cells
+html_math_renderer = "mathml" # which browsers draw themselves: the site needs no network
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "attrs_inline"], 3
 exclude_patterns = ["**/.*"]
 suppress_warnings = ["toc.not_included", "myst.header", "myst.xref_missing", "mystnb.unknown_mime_type", "ref.python"]
@@ -49,6 +53,21 @@ def write_pages(site):
         chapter_page += ["", "```{toctree}", ":hidden:", *[f"../{folder}/{p.stem}" for p in found], "```", ""]
         (site/f"{chapter}.md").write_text("\n".join(chapter_page), encoding="utf-8")
         (site/f"api-{chapter}.md").write_text("\n".join(reference), encoding="utf-8")
+    (site/"settings.md").write_text(settings_page(), encoding="utf-8")
+
+
+def settings_page():
+    "The settings of a run in their groups, from the comments that `hybrid_train --help` shows too."
+    groups = {}
+    for s in all_settings().values():
+        cells = f"`{s.name}`", f"`{type_name(s)}`", f"`{s.default!r}`", s.help
+        row = " | ".join(c.replace("|", "\\|") for c in cells)
+        groups.setdefault(setting_group(s.name), []).append(f"| {row} |")
+    head = ["# Settings", "What `hn.train_run`, `hn.sweep`, `hybrid_train` and `hybrid_sweep --set` take, with defaults."]
+    tables = [line for title, rows in groups.items()
+              for line in (f"## {title[:1].upper()}{title[1:]}", "", "| setting | type | default | meaning |",
+                           "| --- | --- | --- | --- |", *rows, "")]
+    return "\n".join([*head, "", *tables])
 
 
 def contents():
@@ -56,7 +75,7 @@ def contents():
     tutorials = [f"tutorials/{p.stem}" for p in sorted((nbs/"tutorials").glob("[0-9]*.ipynb"))]
     guides = [f"guides/{p.stem}" for p in sorted((nbs/"guides").glob("*.md"))]
     parts = dict(Tutorials=tutorials, Guides=guides, Chapters=[f"_site/{c}" for c in chapters.values()],
-                 Reference=[f"_site/api-{c}" for c in chapters.values()])
+                 Reference=["_site/settings"] + [f"_site/api-{c}" for c in chapters.values()])
     return "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", *pages, "```"])
                        for caption, pages in parts.items() if pages)
 
@@ -115,8 +134,19 @@ def copy_reports(app, exception):
         shutil.copy(p, to)
 
 
+def inline_math(translator, node):
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def block_math(translator, node):
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
 def setup(app):
     write_pages(nbs/"_site")
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("source-read", prepare)
     app.connect("autodoc-process-docstring", add_comments)
     app.connect("autodoc-skip-member", skip)

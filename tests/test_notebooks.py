@@ -50,6 +50,13 @@ def test_notebooks_are_clean(tmp_path):
     assert not dirty, f"run nbdev_clean: {', '.join(dirty)} hold metadata"
 
 
+@pytest.mark.parametrize("path", sorted(p for folder in ("nbs", "reports") for p in (root/folder).rglob("[!.]*.ipynb")
+                                        if ".ipynb_checkpoints" not in p.parts), ids=lambda p: p.name)
+def test_sources_are_lists_of_lines(path):
+    "As Jupyter writes them: an edit of two characters is a diff of two lines."
+    assert all(isinstance(c["source"], list) for c in cells(path))
+
+
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.name)
 def test_no_notebook_holds_an_error(path):
     outputs = [o for c in cells(path) for o in c.get("outputs", [])]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic_write', 'save_json', 'read_json', 'sync', 'sha256', 'crc32', 'size_and_crc32', 'save_checksums',
-           'find_corruption', 'digest']
+           'find_corruption', 'digest', 'why_no_folder']
 
 # %% ../../nbs/01_core/02_files.ipynb #a27bfcab
 import hashlib, json, os, zlib
@@ -96,3 +96,8 @@ def find_corruption(folder # of a checkpoint or of a token cache
 def digest(obj) -> str: # 16 hexadecimal digits
     "A short hash (BLAKE2b) of anything that JSON can write; the order of keys does not matter."
     return hashlib.blake2b(json.dumps(obj, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+# %% ../../nbs/01_core/02_files.ipynb #ea8b9fe1
+def why_no_folder(path) -> str:
+    "What to say of a path that is no folder."
+    return "a file, not a folder" if Path(path).exists() else "no such folder"

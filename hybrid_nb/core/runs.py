@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['old_names', 'old_values', 'old_arrays', 'resumable', 'run_lock', 'is_running', 'git_revision', 'processor_name',
-           'environment', 'rename_old', 'read_object', 'load_config', 'MetricsFile', 'last_metrics', 'list_checkpoints',
-           'checkpoint_step', 'save_windows', 'load_windows', 'read_document_sums', 'read_summary', 'notebook_error',
-           'run_state', 'clear_attempt', 'clear_events', 'clear_run', 'cut_run']
+           'environment', 'rename_old', 'own_run', 'read_object', 'load_config', 'MetricsFile', 'last_metrics',
+           'list_checkpoints', 'checkpoint_step', 'save_windows', 'load_windows', 'read_document_sums', 'read_summary',
+           'notebook_error', 'run_state', 'clear_attempt', 'clear_events', 'clear_run', 'cut_run']
 
 # %% ../../nbs/01_core/04_runs.ipynb #e85adb2b
 import json, os, platform, shutil, subprocess, sys, warnings, zipfile
@@ -80,6 +80,16 @@ def rename_old(settings: dict # flat: setting -> value, under old or new names
             raise ValueError(f"{name} and {new}: two names of one setting (keep {new})")
         renamed[new] = old_values.get(new, {}).get(value, value) if isinstance(value, str) else value
     return renamed
+
+# %% ../../nbs/01_core/04_runs.ipynb #25ee4c60
+def own_run(runs, # folder of all studies, as the run was given it
+            study: str # of the run
+           ) -> tuple: # the run's folder, None elsewhere; the folder that its relative paths begin in
+    "Whether the working directory is the folder of a run, as it is for the notebook of a run in JupyterLab."
+    here = Path.cwd()
+    if not all((here/name).exists() for name in ("config.json", "train.ipynb")): return None, here
+    starts = () if Path(runs).is_absolute() else here.parents
+    return here, next((p for p in starts if (p/runs/study).resolve() == here.parent), here)
 
 # %% ../../nbs/01_core/04_runs.ipynb #36146dc0
 def read_object(path) -> dict:

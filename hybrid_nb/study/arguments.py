@@ -32,6 +32,7 @@ def parse_settings(items # texts such as "steps=200"
     out = {}
     for item in items or []:
         k, sep, v = item.partition("=")
+        k = k.replace("-", "_")
         if not sep or not k.isidentifier(): raise ValueError(f"--set {item!r}: must be NAME=VALUE, such as steps=200")
         try: out[k] = json.loads({"none": "null", "true": "true", "false": "false"}.get(v.lower(), v))
         except ValueError: out[k] = v

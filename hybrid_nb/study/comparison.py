@@ -11,7 +11,8 @@ import numpy as np, pandas as pd
 from ..core.runs import load_config, read_document_sums
 from .stats import compare_patterns
 from .tables import rank_patterns, study_settings
-from .summary import pair_difference
+from .summary import hardly_trained, pair_difference
+from .findings import verdict
 from .figures import new_axes, pattern_label, pattern_styles
 
 # %% ../../nbs/07_study/16_comparison.ipynb #5c3bbe8c
@@ -25,8 +26,8 @@ def _check_comparable(a, b):
 
 def compare_studies(a, # runs of the first study, as from `load_runs`
                     b  # runs of the second
-                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different
-    "Each pattern in one study against itself in the other; attrs: basis, sd, free, documents."
+                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, weak
+    "Each pattern in one study against itself in the other; weak: hardly trained; attrs: basis, sd, free, documents."
     a, b = (runs[(runs.status == "finished") & runs.final_val_loss.notna()] for runs in (a, b))
     shared = [p for p in rank_patterns(a) if p in set(b.pattern)]
     if not shared:
@@ -41,6 +42,7 @@ def compare_studies(a, # runs of the first study, as from `load_runs`
     rows = [(p, c.mean[p, "a"], c.mean[p, "b"], *pair_difference(c, (p, "a"), (p, "b"))) for p in shared]
     out = pd.DataFrame(rows, columns=["pattern", "loss_a", "loss_b", "difference", "low", "high"])
     out["different"] = (out.low > 0) | (out.high < 0)
+    out["weak"] = out.pattern.isin({*hardly_trained(a), *hardly_trained(b)})
     out.attrs |= dict(basis=c.basis, sd=c.sd, free=c.free, documents=c.documents)
     return out
 
@@ -56,12 +58,11 @@ def comparison_card(table # from `compare_studies`
                 f"by 95 % intervals that hold at once; {n - lower - higher} cannot be distinguished. "
                 f"The intervals account for {basis}"
                 + (f" (seeds differ by {table.attrs['sd']:.4f} nats)" if table.attrs["free"] else "") + ".")
-    if basis == "nothing": verdict = "**Open.** One seed a pattern and no sums over the same documents."
-    elif not lower + higher: verdict = "**Not shown**: no pattern differs."
-    elif max(lower, higher) == n: verdict = "**Shown** for all patterns."
-    elif lower and higher: verdict = "**Mixed**: it depends on the pattern."
-    else: verdict = "**Shown** for some patterns."
-    return dict(claim=claim, evidence=evidence, verdict=verdict)
+    sure, weak = table[~table.weak], table.pattern[table.weak].tolist()
+    counts = {"lower": int((sure.high < 0).sum()), "higher": int((sure.low > 0).sum())}
+    shown = [f"{word} for {k if k < n else 'all'} of {n} patterns" for word, k in counts.items() if k]
+    said = verdict(basis, ", and ".join(shown), "No pattern differs." if not weak else "", weak)
+    return dict(claim=claim, evidence=evidence, verdict=said)
 
 # %% ../../nbs/07_study/16_comparison.ipynb #734162be
 def setting_changes(a, # runs of the first study

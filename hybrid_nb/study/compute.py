@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.runs import load_config
 from ..models.cost import training_flops
+from ..models.registry import own_letters
 from ..training.config import families
 
 # %% ../../nbs/07_study/13_compute.ipynb #956bdabd
@@ -20,6 +21,9 @@ def _flops_per_token(model: str, length: int) -> float: # NaN if the model canno
     settings = json.loads(model)
     cls = families["context" if "context_dim" in settings else "hybrid"]
     try:
+        pattern = settings.get("pattern", "")
+        if not own_letters(pattern) and pattern != (ordered := "".join(sorted(pattern))): # order changes no count
+            return _flops_per_token(json.dumps(settings | dict(pattern=ordered), sort_keys=True), length)
         config = cls(**{k: v for k, v in settings.items() if k != "model_type"})
         return float(sum(training_flops(config, length).values()))
     except Exception: return math.nan  # a letter whose plugin is not loaded here, or a setting of long ago

@@ -7,6 +7,7 @@ __all__ = ['to_html', 'hover_points', 'show_figure', 'show_table']
 
 # %% ../../nbs/07_study/19_pages.ipynb #5166b825
 import json
+from copy import copy
 from base64 import b64encode
 from html import escape
 from importlib.resources import files
@@ -33,6 +34,8 @@ def to_html(nb,        # executed notebook
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
+    shown = copy(nb)
+    shown.cells = [c for c in nb.cells if "notebook-only" not in c.metadata.get("tags", [])]
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     cells = [c for c in nb.cells if c.cell_type == "code"]
     code = "".join(highlight(c.source, PythonLexer(), HtmlFormatter()) for c in cells)
@@ -40,7 +43,7 @@ def to_html(nb,        # executed notebook
     css = HtmlFormatter(style="friendly").get_style_defs(".highlight") + "\n" + _resource("report.css")
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return _page.format(title=escape(title), css=css, refresh=again, script="\n" + _resource("report.js"),
-                        body=exporter.from_notebook_node(nb)[0], code=code)
+                        body=exporter.from_notebook_node(shown)[0], code=code)
 
 # %% ../../nbs/07_study/19_pages.ipynb #6bb0623a
 def hover_points(fig # matplotlib Figure

@@ -35,7 +35,9 @@ def plan_run(path: Path, # folder of the run
         new = {k: settings_of(c) for k, c in zip(("model", "data", "train"), config)}
         try: check_same(read_object(path/"config.json"), new, path)
         except ValueError as e:
-            raise ValueError(f"{str(e).split(' (take')[0]} (delete that folder, or take another study)") from None
+            longer = "; hybrid_train --extend trains a run to more steps" if re.search(r"[:,] steps \d", str(e)) else ""
+            same = str(e).split(" (take")[0]
+            raise ValueError(f"{same} (delete that folder, or take another study{longer})") from None
     return dict(name=path.name, pattern=config[0].pattern, seed=seed, path=path, planned=config[2].steps,
                 state=run_state(path), config=config, settings=settings)
 

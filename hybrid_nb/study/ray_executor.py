@@ -78,7 +78,7 @@ def run_task(path: str,        # folder of the run
     import ray
     if problem := machine_problem(*check):
         return dict(unfit=(ray.get_runtime_context().get_node_id(), os.uname().nodename, problem))
-    env = worker_environment(threads, jobs=2, device=None if gpus else "") | env
+    env = worker_environment(threads, device=None if gpus else "") | env
     worker = RunWorker(dict(path=Path(path)), template, parameters, env, cwd=check[1])
     try:
         while not worker.done(): time.sleep(.2)

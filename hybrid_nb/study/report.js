@@ -34,6 +34,20 @@ for (const table of document.querySelectorAll("table.summary")) {
   });
 }
 
+// Of long tables, show the best patterns until asked for all.
+for (const table of document.querySelectorAll("table.summary")) {
+  const rows = table.tBodies[0].rows.length;
+  if (rows <= 24) continue;
+  const button = document.createElement("button");
+  const set = folded => {
+    table.classList.toggle("folded", folded);
+    button.textContent = folded ? `Show all ${rows} rows` : "Show the first 20 rows";
+  };
+  button.onclick = () => set(!table.classList.contains("folded"));
+  table.after(button);
+  set(true);
+}
+
 // Figures: name the point that is nearest to the pointer, within 20 pixels.
 for (const box of document.querySelectorAll(".hover")) {
   const points = JSON.parse(box.dataset.points), tip = box.appendChild(document.createElement("span"));

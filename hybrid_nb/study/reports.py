@@ -176,4 +176,6 @@ def hybrid_report(
     if watch:
         tell = lambda line: print(line, file=sys.stderr, flush=True)
         return print(watch_study(study, every, report=tell, **options))
-    print(render_report(study, csv=csv, compare=compare, progress=not quiet, **options))
+    page = render_report(study, csv=csv, compare=compare, progress=not quiet, **options)
+    print(page, flush=True)
+    if not quiet: print(f"now: open {page} in a browser", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['studies', 'run_all', 'Progress', 'power_summary', 'make_executor', 'notebook_parameters', 'prepare_data',
-           'status_table', 'sweep', 'hybrid_sweep']
+           'pattern_table', 'status_table', 'sweep', 'hybrid_sweep']
 
 # %% ../../nbs/07_study/09_sweeps.ipynb #289fd55d
 import shutil, signal, sys, threading, time
@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 import pandas as pd
 from fastcore.script import Param
-from ..core.commands import command, duration
+from ..core.commands import command, continues, duration, say_next, SettingsParam
+from ..audit.sanity import BETTER_THAN_5GRAM
 from ..core.runs import is_running, last_metrics, read_document_sums, read_summary, run_state
 from ..data.loading import load_data
 from ..training.config import warn_patience
@@ -61,6 +62,8 @@ def run_all(plan: list, # from `plan_sweep`
 # %% ../../nbs/07_study/09_sweeps.ipynb #da7b176d
 class Progress:
     "The progress line of a sweep."
+    last_part = .05 # of a run: after its last step it is evaluated on the whole validation set and audited
+
     def __init__(self,
                  study: str, # its name
                  plan: list, # from `plan_sweep`
@@ -74,7 +77,7 @@ class Progress:
     def fraction(self, run: dict) -> float:
         "How much of a run is done, 0 to 1."
         if run["state"]["status"] in ("finished", "failed", "broken", "stopped"): return 1.
-        return min(.99, last_metrics(run["path"]).get("step", 0)/run["planned"])
+        return (1 - self.last_part) * min(1, last_metrics(run["path"]).get("step", 0)/run["planned"])
 
     def text(self, live=()) -> str:
         "The line; `live`: the runs that are being trained."
@@ -84,7 +87,8 @@ class Progress:
         others = dict(failed=count("failed", "broken"), stopped=count("stopped"))
         others = "".join(f", {n} {what}" for what, n in others.items() if n)
         estimate = f"about {duration(elapsed*left/gained)} left" if gained > .005 else "time left: not known yet"
-        runs = ", ".join(f"{r['name']} {now[r['name']]:.0%}" for r in live)
+        steps = {r["name"]: now[r["name"]]/(1 - self.last_part) for r in live} # share of the steps
+        runs = ", ".join(f"{n} {share:.0%}" if share < 1 else f"{n} last evaluation" for n, share in steps.items())
         return (f"{self.study}: {count('finished')} of {len(self.plan)} runs done{others} · "
                 f"{sum(now.values())/len(now):.0%} · {duration(elapsed)}"
                 + (f", {estimate}" if left > 1e-9 else "") + (f" · {runs}" if runs else ""))
@@ -159,6 +163,16 @@ def prepare_data(study: str, plan: list, n_runs: int, executor, ladder: list, ha
     if ladder: say(f"halving {halving}: " + ", ".join(f"{k} patterns go on after step {s:,}" for s, k in ladder))
 
 # %% ../../nbs/07_study/09_sweeps.ipynb #2e538563
+def pattern_table(df # from `status_table`
+                 ) -> pd.DataFrame: # a row a pattern, best first: pattern, seeds, final_val_loss, sd, seconds
+    "The finished runs, mean over seeds."
+    done = df[df.status == "finished"]
+    losses = done.astype(dict(final_val_loss=float, seconds=float))
+    groups = losses.groupby(done.run.map(run_label).astype(str))
+    table = groups.agg(seeds=("run", "size"), final_val_loss=("final_val_loss", "mean"), sd=("final_val_loss", "std"),
+                       seconds=("seconds", "mean"))
+    return table.sort_values("final_val_loss").rename_axis("pattern").reset_index()
+
 def status_table(plan: list # from `plan_sweep`
                 ) -> pd.DataFrame: # a row a run: run, status, step, final_val_loss, seconds, error, path
     "What became of the runs of a plan."
@@ -166,7 +180,8 @@ def status_table(plan: list # from `plan_sweep`
     for r in plan:
         s = read_summary(r["path"]) if r["state"]["status"] == "finished" else {}
         failed = ", ".join(f["check"] for f in s.get("audit", []) if f["verdict"] == "fail")
-        error = r["state"]["error"] or (f"✗ failed audit: {failed}" if failed else "")
+        weak = any((f["check"], f["verdict"]) == (BETTER_THAN_5GRAM, "warn") for f in s.get("audit", []))
+        error = r["state"]["error"] or (f"✗ failed audit: {failed}" if failed else "hardly trained" if weak else "")
         rows.append(dict(run=r["name"], status=r["state"]["status"], step=r["state"]["step"],
                          final_val_loss=s.get("final_val_loss"), seconds=s.get("runtime_seconds"), error=error,
                          path=str(r["path"])))
@@ -231,8 +246,8 @@ def hybrid_sweep(
     seeds: str = None,    # how many, or which ("0,4,7"); default 2
     jobs: int = None,     # runs at a time; default: as many as there are accelerators, or else cores
     equal_parameters: int = None, # choose each pattern's width so that its model has about so many parameters
-    set: Param("settings of model, data or training, such as --set steps=200 hidden_size=64", str,
-               nargs="+", action="extend") = None,
+    set: SettingsParam("settings of model, data or training, such as --set steps=200 hidden_size=64 (listed by "
+                       "hybrid_train --help)", all_settings()) = None,
     plugins: Param("modules, scripts or notebooks that register mixers", str, nargs="+", action="extend") = None,
     runs: str = "runs",   # folder of all studies
     template: str = None, # notebook that a run executes (default: reports/train.ipynb of the repository)
@@ -254,10 +269,14 @@ def hybrid_sweep(
         raise ValueError(f"--set {k}: not a setting of a run but of the sweep, which has an option for it (see --help)")
     group = "-".join(dict.fromkeys(name.split("/")[0] for name in recipe_group or []))
     if study is None: study = (group or "quick") + "-debug"*debug
-    df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, engine or executor,
-               " ".join(recipe_group or []), debug, equal_parameters, halving, address, gpus_per_run, cpus_per_run,
-               retries, **given)
-    print(df.drop(columns="path").to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    with continues():
+        df = sweep(study, " ".join(patterns or []), seeds, jobs, runs, plugins, template, not quiet, engine or executor,
+                   " ".join(recipe_group or []), debug, equal_parameters, halving, address, gpus_per_run, cpus_per_run,
+                   retries, **given)
+    for table in df.drop(columns="path"), pattern_table(df):
+        text = table.to_string(index=False, na_rep="–", float_format="{:.4g}".format) if len(table) else ""
+        if text: print(text, end="\n\n", flush=True)
+    if (df.status == "finished").any(): say_next("hybrid_report", Path(runs)/study)
     bad = df[~df.status.isin(["finished", "stopped"])]
     if len(bad):
         raise RuntimeError(f"{len(bad)} of {len(df)} runs failed; see {Path(bad.path.iloc[0])/'train.ipynb'}")

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['load_run', 'flatten', 'disambiguate_patterns', 'bare_pattern', 'load_runs', 'load_metrics', 'load_curves',
-           'load_recall', 'rank_patterns', 'study_settings']
+           'load_recall', 'rank_patterns', 'last_trained_study', 'study_settings']
 
 # %% ../../nbs/07_study/10_tables.ipynb #91201498
 import json, math, os, re, warnings
 from pathlib import Path
 import pandas as pd
+from ..core.files import why_no_folder
 from ..core.runs import last_metrics, load_config, read_object, read_summary, resumable, run_state
 from .stats import run_label
 
@@ -66,7 +67,7 @@ def load_runs(study_dir # folder of a study, such as "runs/quick"
              ) -> pd.DataFrame: # one row a run: the summary's keys as columns, plus status, step, error and path
     "All runs of a study, also of one that is unfinished or partly damaged."
     study_dir = Path(study_dir)
-    if not study_dir.is_dir(): raise ValueError(f"study {str(study_dir)!r}: no such folder")
+    if not study_dir.is_dir(): raise ValueError(f"study {str(study_dir)!r}: {why_no_folder(study_dir)}")
     files = ("config.json", "summary.json", "metrics.jsonl", "train.ipynb")
     runs = sorted(p for p in study_dir.iterdir() if any((p/f).exists() for f in files))
     if not runs:
@@ -95,17 +96,18 @@ def load_metrics(run # folder of the run
     return df.sort_values("step", kind="stable", ignore_index=True)
 
 # %% ../../nbs/07_study/10_tables.ipynb #de903a0b
-def load_curves(runs # as from `load_runs`
-               ) -> pd.DataFrame: # one row an evaluation: name, pattern, seed, status, step, time, val_loss, ...
-    "The evaluations of all runs."
+def load_curves(runs, # as from `load_runs`
+                metric: str = "val_loss" # lines that have it: val_loss for evaluations, train_loss for training
+               ) -> pd.DataFrame: # one row a line: name, pattern, seed, status, step, time, val_loss, ...
+    "The evaluations of all runs, or their lines of another metric."
     parts = []
     for r in runs.itertuples():
         m = load_metrics(r.path) if Path(r.path).is_dir() else pd.DataFrame()
-        if "val_loss" not in m or not isinstance(r.pattern, str): continue
+        if metric not in m or not isinstance(r.pattern, str): continue
         about = dict(name=r.name, pattern=r.pattern, seed=getattr(r, "seed", 0), status=r.status)
-        parts.append(m[m.val_loss.notna()].assign(**about))
+        parts.append(m[m[metric].notna()].assign(**about))
     if parts: return pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(columns="name pattern seed status step time val_loss".split())
+    return pd.DataFrame(columns=["name", "pattern", "seed", "status", "step", "time", metric])
 
 # %% ../../nbs/07_study/10_tables.ipynb #a9641442
 def load_recall(runs # as from `load_runs`
@@ -123,6 +125,14 @@ def rank_patterns(runs # as from `load_runs`
     done = runs[runs.status == "finished"]
     best = done.groupby("pattern").final_val_loss.mean().sort_values().index.tolist() if len(done) else []
     return best + sorted(set(runs.pattern.dropna()) - set(best) if "pattern" in runs else [])
+
+# %% ../../nbs/07_study/10_tables.ipynb #8e703fb4
+def last_trained_study() -> Path: # folder
+    "The study with the newest result, in `runs/` of the working directory or of a folder above it."
+    for home in (Path.cwd(), *Path.cwd().parents):
+        results = sorted((home/"runs").glob("*/*/summary.json"), key=lambda p: p.stat().st_mtime)
+        if results: return results[-1].parent.parent
+    raise ValueError("no runs/ with a finished run, here or above: set `study` in the first cell to a study's folder")
 
 # %% ../../nbs/07_study/10_tables.ipynb #bdeb0324
 def study_settings(runs # as from `load_runs`

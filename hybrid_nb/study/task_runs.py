@@ -45,7 +45,7 @@ def _results(plan, jobs, plugins):
         finally: torch.set_num_threads(threads)
         return
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_task_worker, (plugins,))
-    with _environ(worker_environment(1, jobs)), pool:
+    with _environ(worker_environment(1)), pool:
         waiting = [pool.submit(train_labelled, *job) for job in plan]
         try: yield from (done.result() for done in as_completed(waiting))
         except BaseException:

@@ -86,7 +86,6 @@ def visible_devices(device: str = "auto" # the setting of the runs: auto or cpu
 
 # %% ../../nbs/07_study/06_workers.ipynb #22a9f195
 def worker_environment(threads: int, # of its libraries
-                       jobs: int = 1, # runs at a time
                        device: str|None = None # the accelerator it may use; None: as this process
                       ) -> dict:
     "Environment variables of a worker."
@@ -94,7 +93,7 @@ def worker_environment(threads: int, # of its libraries
     env = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in libraries}
     env |= dict(TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore:IProgress not found")
     if device is not None: env["CUDA_VISIBLE_DEVICES"] = device
-    return dict(OMP_WAIT_POLICY="passive") | env if jobs > 1 else env
+    return dict(OMP_WAIT_POLICY="passive") | env
 
 # %% ../../nbs/07_study/06_workers.ipynb #344e7a52
 def note_error(notebook: Path, # path of the executed notebook
@@ -177,7 +176,7 @@ class LocalExecutor:
     def start(self, run: dict, template, parameters: dict, live: list) -> RunWorker:
         used = [w.device for w in live]
         device = min(self.devices, key=used.count, default=None)
-        return RunWorker(run, template, parameters, worker_environment(self.threads, self.jobs, device))
+        return RunWorker(run, template, parameters, worker_environment(self.threads, device))
 
     def stop(self, live: list):
         for w in live: w.stop()

@@ -54,7 +54,7 @@ class TrainConfig:
     train_new_only: bool = False # of a grown model, train what was added and nothing else
     seed: int = 0 # of weights, batches and dropout
     device: str = "auto" # auto (an accelerator if there is one) or cpu
-    threads: int = 0 # CPU threads; 0 = torch's choice
+    threads: int = 0 # CPU threads; 0 = one for small work, or else torch's choice
     parallel: str = "ddp" # over several processes: ddp (a whole model each) or fsdp (everything sharded, FSDP2)
     activation_checkpointing: bool = False # recompute blocks in the backward pass: less memory, a third more time
     compile: bool = False # torch.compile the model

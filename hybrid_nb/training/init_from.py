@@ -11,7 +11,7 @@ import os, shutil
 from dataclasses import replace
 from pathlib import Path
 from transformers import AutoConfig
-from ..core.files import find_corruption, read_json
+from ..core.files import find_corruption, read_json, why_no_folder
 from ..core.patterns import parse_pattern
 from ..core.runs import list_checkpoints
 from ..data.corpora import DataConfig
@@ -27,7 +27,7 @@ def check_init_from(folder, # of a checkpoint: the setting `init_from`
     folder = Path(folder).expanduser()
     if run_dir and list_checkpoints(run_dir) and (own := own_copy(run_dir)).exists(): return own # it has own weights
     def no(why): raise ValueError(f"init_from {str(folder)!r}: {why}")
-    if not folder.is_dir(): no("no such folder")
+    if not folder.is_dir(): no(why_no_folder(folder))
     if saved := list_checkpoints(folder): no(f"a run, not a checkpoint (its newest is {saved[-1]})")
     if not (folder/"config.json").exists() or not list(folder.glob("model*.safetensors")):
         no("not a checkpoint (config.json and model.safetensors are looked for)")

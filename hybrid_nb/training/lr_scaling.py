@@ -7,7 +7,7 @@ __all__ = ['presets', 'scale_rate', 'rate_for_size', 'Preset', 'preset', 'step_m
            'hybrid_fit']
 
 # %% ../../nbs/06_training/15_lr_scaling.ipynb #5506da7c
-import math
+import math, os
 from dataclasses import dataclass
 import torch
 from ..core.commands import command
@@ -92,6 +92,7 @@ def step_memory(model, # a causal language model in training mode
 
 def _peak_on_cpu(f):
     "The largest sum of memory that torch allocates in `f` and has not freed yet."
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6") # the profiler does not print that it starts and stops
     from torch.profiler import profile, ProfilerActivity
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
     live = most = 0
@@ -132,6 +133,7 @@ def hybrid_fit(pattern: str = "AMAMAMAM", # layer pattern, or name of a publishe
                gib: float = None, # memory to use; default: 90 % of what is free
               ):
     "Print the largest batch whose training step fits the memory of this machine's device."
+    if gib is not None and not 0 < gib < math.inf: raise ValueError(f"gib {gib}: must be above 0")
     config = HybridConfig(pattern=find_pattern(pattern), hidden_size=hidden_size, vocab_size=vocab_size,
                           num_attention_heads=num_attention_heads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

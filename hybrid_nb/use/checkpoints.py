@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
-from ..core.files import find_corruption, read_json
+from ..core.files import find_corruption, read_json, why_no_folder
 
 # %% ../../nbs/08_use/01_checkpoints.ipynb #b3b522a7
 def safetensors_header(path) -> dict: # name -> dtype, shape, data_offsets
@@ -134,7 +134,7 @@ def find_checkpoints(folder="runs", # to look below; a checkpoint itself will do
                     ) -> pd.DataFrame: # one row a checkpoint; sizes in bytes, `foreign`: of another program
     "Every checkpoint under a folder, of our runs and of other programs; a `ValueError` if there is no such folder."
     folder, runs = Path(folder).expanduser(), {}
-    if not folder.is_dir(): raise ValueError(f"folder {str(folder)!r}: no such folder")
+    if not folder.is_dir(): raise ValueError(f"folder {str(folder)!r}: {why_no_folder(folder)}")
     rows = []
     for path in tqdm(checkpoint_folders(folder), desc="checkpoints", leave=False, disable=not progress):
         if (run := path.parent.parent) not in runs: runs[run] = read_evaluations(run)

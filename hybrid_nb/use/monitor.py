@@ -16,6 +16,7 @@ from pathlib import Path
 from fastcore.script import Param
 from ..core.commands import command, duration
 from .devices import DeviceWatcher, idle_devices, load_nvml
+from .narrow_tables import narrow_table
 from .run_progress import is_live, RunWatcher
 
 # %% ../../nbs/08_use/12_monitor.ipynb #5bae0e30
@@ -100,20 +101,17 @@ def monitor_table(look: dict, # from `Monitor.look`
                   finished: bool = False # list finished runs too
                  ): # rich.table.Table
     "The look as a table of `rich`, for terminals and notebooks."
-    from rich import box
     from rich.table import Table
     from rich.text import Text
-    def part(rows, cells, *names):
-        t = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in names:
-            t.add_column(name, justify="left" if name in ("Device", "Run", "State") else "right", overflow="fold")
-        for r in rows: t.add_row(*map(Text, cells(r)), style="bold red" if r["alert"] else None)
-        return t
+    def part(rows, cells, names, drop):
+        return narrow_table(names, [(cells(r), r["alert"]) for r in rows], {"Device", "Run", "State"}, drop)
     rows, counts = rows_to_show(look, finished)
     whole = Table.grid()
-    whole.add_row(part(look["devices"], device_cells, "Device", "Busy", "Memory", "Temperature", "Power"))
+    whole.add_row(part(look["devices"], device_cells, ["Device", "Busy", "Memory", "Temperature", "Power"],
+                       ["Power", "Temperature"]))
     if rows:
-        whole.add_row(part(rows, run_cells, "Run", "State", "Step", "Loss", "Val loss", "Tokens/s", "Time left"))
+        whole.add_row(part(rows, run_cells, ["Run", "State", "Step", "Loss", "Val loss", "Tokens/s", "Time left"],
+                           ["Tokens/s", "Loss", "Time left"]))
     for line in list_alerts(look | dict(runs=rows)): whole.add_row(Text(line, "bold red"))
     whole.add_row(Text(f"{look['time'].astimezone():%H:%M:%S} · {counts}"))
     return whole

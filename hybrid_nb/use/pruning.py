@@ -17,6 +17,7 @@ from ..core.commands import command
 from ..core.patterns import parse_pattern, short_pattern
 from ..core.runs import is_running, run_lock
 from .checkpoints import best_first, checkpoint_columns, find_checkpoints
+from .narrow_tables import narrow_table
 
 # %% ../../nbs/08_use/03_pruning.ipynb #4e94bfd7
 def select_checkpoints(found: pd.DataFrame, # from `find_checkpoints`
@@ -46,23 +47,20 @@ def select_checkpoints(found: pd.DataFrame, # from `find_checkpoints`
 
 # %% ../../nbs/08_use/03_pruning.ipynb #1eaa97b5
 def checkpoint_table(found: pd.DataFrame # from `find_checkpoints`
-                    ): # rich.table.Table
-    "The rows as a table of `rich`, for terminals and notebooks."
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+                    ): # of `rich`
+    "The rows as a table for terminals and notebooks, with the columns that fit."
     def say(v, form): return "–" if pd.isna(v) else form.format(v)
-    t, numbers = Table(box=box.SIMPLE_HEAD, pad_edge=False), ("Step", "Parameters", "Val loss", "Perplexity", "Size")
-    for name in ("Study", "Run", "Pattern", *numbers, "Date", ""):
-        t.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for r in found.itertuples():
-        where = [r.model_type or "?", r.path] if r.foreign else [r.study, r.run]
+    names, rows = ["Study", "Run", "Pattern", "Step", "Parameters", "Val loss", "Perplexity", "Size", "Date", ""], []
+    twice = found.duplicated(["study", "run", "step"], keep=False) # told apart by where they lie
+    for r, alike in zip(found.itertuples(), twice):
+        where = [r.model_type or "?", r.path] if r.foreign else [r.study, r.path if alike else r.run]
         pattern = short_pattern(r.pattern) if r.pattern and r.pattern.isalpha() else "–"
         state = f"damaged: {r.problem}" if not r.intact else "best" if r.best else ""
         cells = [*where, pattern, say(r.step, "{:,}"), say(r.parameters, "{:,}"), say(r.val_loss, "{:.4f}"),
                  say(r.val_perplexity, "{:.2f}"), f"{r.size/2**20:,.1f} MiB", f"{r.date:%Y-%m-%d %H:%M}", state]
-        t.add_row(*(Text(str(c)) for c in cells), style=None if r.intact else "bold red")
-    return t
+        rows.append((cells, not r.intact))
+    return narrow_table(names, rows, {"Study", "Run", "Pattern", "Date", ""},
+                        ["Perplexity", "Parameters", "Date", "Size", "Pattern", "Study"])
 
 # %% ../../nbs/08_use/03_pruning.ipynb #5b122f56
 def prunable(found: pd.DataFrame, # from `find_checkpoints`, with all checkpoints of each run

@@ -12,6 +12,7 @@ import json, os, time
 from pathlib import Path
 from statistics import fmean
 from ..core.commands import duration
+from ..core.files import why_no_folder
 from ..core.runs import is_running, read_object, run_state
 
 # %% ../../nbs/08_use/10_run_progress.ipynb #2fa41708
@@ -167,7 +168,7 @@ class RunWatcher:
                  stall: float = 5.  # see `silence_limit`
                 ):
         self.runs, self.studies, self.stall, self.rows = Path(runs), list(studies or []), stall, {}
-        if not self.runs.is_dir(): raise ValueError(f"runs {str(runs)!r}: no such folder")
+        if not self.runs.is_dir(): raise ValueError(f"runs {str(runs)!r}: {why_no_folder(self.runs)}")
         for s in self.studies:
             there = ", ".join(sorted(p.name for p in subfolders(self.runs))) or "none"
             if not (self.runs/s).is_dir():

@@ -4,7 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 import pytest
 from fastcore.script import Param
-from hybrid_nb.core.commands import CommandParser, load_plugin, truth_words
+from hybrid_nb.core.commands import CommandParser, load_plugin, SettingsParam, truth_words
 from hybrid_nb.core.scripts import command_modules
 
 root = Path(__file__).parents[2]
@@ -52,8 +52,27 @@ def test_switches_that_say_nothing(words, says, capsys):
 
 def test_help_of_switches():
     text = CommandParser(demo).format_help()
-    assert re.search(r"--keep, --no-keep +keep it \(default: True\)", text), text
-    assert re.search(r"--restart, --no-restart +start anew \(default: False\)", text) and "[--keep | --no-keep]" in text
+    assert re.search(r"--keep/--no-keep +keep it \(default: on\)\n", text), text
+    assert re.search(r"--restart/--no-restart +start anew \(default: off\)\n", text), text
+    assert text.startswith("usage: ") and text.splitlines()[0].endswith(" [target] [options]")
+    assert re.search(r"--max_steps N +at most \(default: 3\)\n", text) and "None" not in text
+
+
+def sweep_demo(seeds: int = 2, # how many
+               set: SettingsParam("settings", ["steps", "batch_size"]) = None):
+    "A command that takes settings."
+
+
+@pytest.mark.parametrize("f, words, says", [
+    (demo, ["--max-step", "3", "--kep"], "unrecognized arguments: --kep: did you mean --keep?"),
+    (demo, ["--zzz"], "unrecognized arguments: --zzz (see"),
+    (sweep_demo, ["--steps", "200"], "it is a setting, given as --set steps=200"),
+    (sweep_demo, ["--batch-size=8"], "it is a setting, given as --set batch_size=8"),
+    (sweep_demo, ["--seedz", "3"], "did you mean --seeds?")])
+def test_misspelt_options(f, words, says, capsys):
+    with pytest.raises(SystemExit) as e: CommandParser(f).parse_args(words)
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and says in error and len(error.splitlines()) == 1, error
 
 
 def notebook(path, *cells):

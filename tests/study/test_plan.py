@@ -24,7 +24,9 @@ def test_a_folder_that_holds_a_run_with_other_settings(tmp_path):
     (run/"config.json").write_text(json.dumps(parts))
     plan_sweep("demo", "AM", 1, runs=tmp_path)
     with pytest.raises(ValueError) as e: plan_sweep("demo", "AM", 1, runs=tmp_path, learning_rate=.1)
-    assert "learning_rate 0.0004 there, 0.1 now (delete that folder" in str(e.value)
+    assert "learning_rate 0.0004 there, 0.1 now (delete that folder, or take another study)" in str(e.value)
+    with pytest.raises(ValueError, match="steps 10000 there, 20000 now .*; hybrid_train --extend trains a run"):
+        plan_sweep("demo", "AM", 1, runs=tmp_path, steps=20_000)
 
 def test_labels_of_recipes_of_several_groups(tmp_path):
     recipes = recipe_group("base") + recipe_group("base/structured") + recipe_group("base-mamba")

@@ -32,9 +32,9 @@ def partial(tmp_path_factory):
 def page(partial, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")/"deep"/"report.html"
     done = shell(partial, "--out", out, "--title", "A <partial> study")
-    last = f"15 runs read; running {Path('reports/results.ipynb')}"
-    assert done.returncode == 0 and done.stderr.splitlines()[-1] == last, done.stderr
-    assert done.stderr.count("warning: ") == len(done.stderr.splitlines()) - 1 and done.stdout == f"{out}\n"
+    last = [f"15 runs read; running {Path('reports/results.ipynb')}", f"now: open {out} in a browser"]
+    assert done.returncode == 0 and done.stderr.splitlines()[-2:] == last, done.stderr
+    assert done.stderr.count("warning: ") == len(done.stderr.splitlines()) - 2 and done.stdout == f"{out}\n"
     return out
 
 from_elsewhere = (r"<(link|iframe|object)\b|@import|url\(|"
@@ -57,6 +57,11 @@ def test_figures_name_their_points_and_tables_sort(page):
     assert {text for _, _, text in boxes[0]} == {f"{r['pattern']}: {r['final_val_loss']:.4f}" for r in finished}
     assert 'table class="dataframe summary"' in html
     assert 'querySelectorAll("table.summary")' in html and "aria-sort" in html
+
+def test_long_tables_fold_and_wide_ones_scroll(page):
+    html = page.read_text()
+    for part in ('classList.toggle("folded"', "table.folded tbody tr:nth-child(n+21) { display: none; }",
+                 ".output_html { overflow-x: auto; }", ".output_html:has(table.summary)"): assert part in html, part
 
 def test_report_card_and_equal_cost(page):
     html, record = page.read_text(), json.loads(page.with_suffix(".json").read_text())
@@ -187,7 +192,8 @@ def test_two_studies_and_other_formats(tmp_path):
     done = shell("--compare", a, b, "--out", tmp_path/"x.html", "--quiet", "--export", "csv", "latex")
     assert done.returncode == 0 and not done.stderr, done.stderr
     html, record = (tmp_path/"x.html").read_text(), json.loads((tmp_path/"x.json").read_text())
-    assert "Mixed" in record["verdict"] and "40 documents" in html and html.count("<tr>") >= 6
+    assert record["verdict"].startswith("**Shown** by seeds and documents, lower for")
+    assert "40 documents" in html and html.count("<tr>") >= 6
     assert "The settings that all runs of a study share are the same" in html
     lines = (tmp_path/"x.csv").read_text().splitlines()
     assert lines[0].startswith("pattern,loss_a,loss_b,difference,low,high") and len(lines) == 7

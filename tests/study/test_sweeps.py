@@ -2,6 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat as nbf, psutil, pytest
+from nbclient import NotebookClient
 from hybrid_nb.core.commands import CommandParser
 from hybrid_nb.core.runs import notebook_error, run_lock, run_state
 from hybrid_nb.study import sweeps, workers
@@ -77,6 +78,11 @@ def test_failing_runs_then_a_complete_study(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in study.glob("AM-s*/*.*")}
     code, out, err = finish(start(*args, cwd=tmp_path, steps=12, checkpoint_every=4))
     assert code == 0 and out.count(" finished ") == 4, out + err
+    losses = load_runs(study).groupby("pattern").final_val_loss.mean().sort_values()
+    rows = [line.split() for line in out.split("\n\n")[1].splitlines()] # the table of patterns
+    assert rows[0] == "pattern seeds final_val_loss sd seconds".split()
+    assert [r[:3] for r in rows[1:]] == [[p, "2", f"{loss:.4g}"] for p, loss in losses.items()], out
+    assert err.endswith("now: hybrid_report runs/s\n") and "hardly trained" in out
     assert before == {p: p.stat().st_mtime_ns for p in before}, "a finished run was touched"
     assert load_metrics(study/"AX-s0").step.tolist() == list(range(1, 13))
     assert notebook_error(study/"AX-s0"/"train.ipynb") is None
@@ -84,6 +90,12 @@ def test_failing_runs_then_a_complete_study(tmp_path):
     assert "seed = 1" in next(c.source for c in nb.cells if "injected-parameters" in c.metadata.tags)
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs), "no curve in the executed notebook"
+
+    before = sorted(study.parent.rglob("*"))
+    again = NotebookClient(nb, resources=dict(metadata=dict(path=study/"AM-s1"))).execute() # as in JupyterLab
+    top = again.cells[0].outputs[0].data["text/markdown"]
+    assert "# `AM` · seed 1 · " in top and " nats a token" in top and "`steps = 12`" in top, top
+    assert sorted(study.parent.rglob("*")) == before, "a notebook that was run in its folder left something there"
 
     words = [str(Path(script).with_name("hybrid_report")), "runs/s", "--out", "s.html"]
     report = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
@@ -102,7 +114,8 @@ def test_killed_sweeps_leave_nothing_behind_and_go_on(tmp_path):
         os.kill(process.pid, sig)
         code, out, err = finish(process)
         assert code == (130 if sig == signal.SIGTERM else -9)
-        if sig == signal.SIGTERM: assert err.rstrip().endswith("hybrid_sweep: interrupted"), err
+        said = "hybrid_sweep: interrupted; the same command continues"
+        if sig == signal.SIGTERM: assert err.rstrip().endswith(said), err
         wait_for(lambda: not any(map(alive, family)))
         reached, state = step(run), run_state(run)
         assert state["status"] == "interrupted" and reached < 1000

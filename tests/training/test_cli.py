@@ -2,8 +2,9 @@
 import json, subprocess, sys, time
 from importlib.metadata import version
 import pytest
+import hybrid_nb
 from helpers.lab import command, flags, lines
-from hybrid_nb.core.commands import CommandParser
+from hybrid_nb.core.commands import CommandParser, run_script
 from hybrid_nb.core.files import read_json
 from hybrid_nb.core.runs import old_names
 from hybrid_nb.training.cli import hybrid_train
@@ -21,6 +22,15 @@ class Q(nn.Module):
 """
 
 
+def test_ctrl_c_says_what_continues(monkeypatch, capsys):
+    def interrupted(*args, **settings): raise KeyboardInterrupt
+    monkeypatch.setattr(hybrid_nb, "train_run", interrupted, raising=False)
+    monkeypatch.setattr(sys, "argv", ["hybrid_train"])
+    with pytest.raises(SystemExit) as e: run_script(hybrid_train.__wrapped__)
+    assert e.value.code == 130
+    assert capsys.readouterr().err == "hybrid_train: interrupted; the same command continues\n"
+
+
 def test_command_end_to_end(lab):
     "A pattern with a letter of the user's own, in a process of its own."
     (lab/"mine.py").write_text(OWN_MIXER)
@@ -28,6 +38,7 @@ def test_command_end_to_end(lab):
                  precision="bf16")
     r = subprocess.run([sys.executable, "hybrid_train", *args], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
+    assert r.stderr.endswith("now: hybrid_report runs/s\n")
     assert "first: AQ" in r.stdout and "runs/s/first" in r.stdout and "bits a byte" in r.stdout
     run = lab/"runs"/"s"/"first"
     config, summary = read_json(run/"config.json"), read_json(run/"summary.json")
@@ -73,6 +84,7 @@ def test_finished_and_changed(lab, capsys):
     assert "steps 4 there, 5 now" in error and "dropout 0.1 there, 0.2 now" in error
     assert command(*flags(**args | dict(steps=5), restart=True)) == 0
     assert read_json(run/"summary.json")["steps"] == 5 and lines(run)[-1]["step"] == 5
+    capsys.readouterr()
     assert command(*flags(**args | dict(name="lost", learning_rate=1e30, warmup_steps=0))) == 1
     error = capsys.readouterr().err
     assert "RuntimeError: step 2: training loss nan" in error and len(error.strip().splitlines()) == 1

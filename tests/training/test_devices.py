@@ -1,11 +1,16 @@
 "Several processes: the same run, whatever their number; launchers; batches that cannot be shared."
-import shutil, subprocess, sys
+import os, shutil, subprocess, sys
 import nbclient, nbformat, numpy as np, pytest, torch
 from helpers.lab import command, flags, free_port, lines, SMALL
 from hybrid_nb.core.files import read_json
+from hybrid_nb.data.corpora import DataConfig
+from hybrid_nb.models.config import HybridConfig
+from hybrid_nb.training.config import TrainConfig
+from hybrid_nb.training.devices import cpu_threads
+from hybrid_nb.training.runner import run_threads
 from safetensors.torch import load_file
 
-AUDITS = 17 # checks of a run
+AUDITS = 18 # checks of a run
 
 
 def agree(want, got):
@@ -107,3 +112,20 @@ def test_batch_that_cannot_be_shared(lab, forks):
     assert 2 in codes and 0 not in codes and not (lab/"runs"/"default"/"odd"/"summary.json").exists()
     says = "hybrid_train: batch_size 5: must be a multiple of gradient_accumulation_steps × processes, 1 × 2"
     assert any(says in r.stderr for r in done), done
+
+
+def test_threads_by_the_size_of_the_work(capsys):
+    "Small work takes one thread, whatever the machine does, and the user is told; OpenMP waits without spinning."
+    cfg, usual = TrainConfig(device="cpu", batch_size=8), torch.get_num_threads()
+    with cpu_threads(2):
+        for width, length, n in (64, 32, 1), (512, 256, 2):
+            assert run_threads(HybridConfig(hidden_size=width), DataConfig(length=length), cfg, say=True) == n
+    assert torch.get_num_threads() == usual
+    small, large = capsys.readouterr().err.splitlines()
+    assert small.startswith("CPU threads: 1: 256 tokens of width 64 are too little")
+    assert large.startswith("CPU threads: 2 (")
+    code = "import os, hybrid_nb; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, policy in ({}, "passive"), (dict(OMP_WAIT_POLICY="active"), "active"):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.stdout == f"{policy}\n"

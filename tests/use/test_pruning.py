@@ -2,13 +2,14 @@
 import contextlib, io, json, shutil
 from pathlib import Path
 import pytest
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 from helpers.console import run_console
 from helpers.lab import lab_in
 from helpers.trained import flip_bit
 from hybrid_nb.training.runner import train_run
 from hybrid_nb.use.checkpoints import checkpoint_columns, find_checkpoints
-from hybrid_nb.use.pruning import hybrid_checkpoints, prunable
+from hybrid_nb.use.pruning import checkpoint_table, hybrid_checkpoints, prunable
 
 
 @pytest.fixture
@@ -35,6 +36,19 @@ def test_a_model_of_another_program_has_no_loss(attic):
     rows = json.loads(out.getvalue())
     assert (len(rows), list(rows[0])) == (7, checkpoint_columns)
     assert (rows[-1]["val_loss"], rows[-1]["foreign"], rows[-1]["model_type"]) == (None, True, "llama")
+
+
+def test_a_narrow_terminal_and_two_runs_of_one_name(tiny_runs, tmp_path):
+    "Columns go before numbers are split; what has the same name shows where it lies."
+    for copy in "a", "b": shutil.copytree(tiny_runs/"demo"/"AM-s0", tmp_path/copy/"demo"/"AM-s0")
+    found = find_checkpoints(tmp_path)
+    def printed(width):
+        Console(file=(out := io.StringIO()), width=width).print(checkpoint_table(found))
+        return out.getvalue()
+    wide, narrow = printed(300), printed(60)
+    assert "Perplexity" in wide and wide.count("a/demo/AM-s0") == wide.count("b/demo/AM-s0") == 3, wide
+    assert "Perplexity" not in narrow and max(map(len, narrow.splitlines())) <= 60
+    for loss in found.val_loss: assert f"{loss:.4f}" in narrow
 
 
 @pytest.fixture(scope="module")
