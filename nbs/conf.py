@@ -63,7 +63,8 @@ def settings_page():
         cells = f"`{s.name}`", f"`{type_name(s)}`", f"`{s.default!r}`", s.help
         row = " | ".join(c.replace("|", "\\|") for c in cells)
         groups.setdefault(setting_group(s.name), []).append(f"| {row} |")
-    head = ["# Settings", "What `hn.train_run`, `hn.sweep`, `hybrid_train` and `hybrid_sweep --set` take, with defaults."]
+    head = ["# Settings",
+            "What `hn.train_run`, `hn.sweep`, `hybrid_train` and `hybrid_sweep --set` take, with defaults."]
     tables = [line for title, rows in groups.items()
               for line in (f"## {title[:1].upper()}{title[1:]}", "", "| setting | type | default | meaning |",
                            "| --- | --- | --- | --- |", *rows, "")]
