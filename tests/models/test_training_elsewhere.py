@@ -171,9 +171,11 @@ def trained_elsewhere(model, rows, folder, steps, accumulate=1, **settings):
     return [sum(trainer.seen[i:i + accumulate]) for i in range(0, len(trainer.seen), accumulate)]
 
 
-@pytest.mark.parametrize("model", ["letters", "context", "parts"])
-@pytest.mark.parametrize("settings", [dict(), dict(accumulate=4), dict(gradient_checkpointing=True), dict(bf16=True),
-                                      dict(accumulate=2, fused_loss=True)], ids=str)
+WAYS = [dict(), dict(accumulate=4), dict(gradient_checkpointing=True), dict(bf16=True),
+        dict(accumulate=2, fused_loss=True)]
+
+@pytest.mark.parametrize("model, settings", [*(("letters", w) for w in WAYS), *(("context", w) for w in WAYS[2:]),
+                                             *(("parts", w) for w in WAYS[:2])], ids=str)
 def test_the_trainer_of_transformers(tmp_path, model, settings):
     "Fifty steps of it, with an optimiser of its own, and fifty of ours: the same losses, in micro-batches too."
     rows, theirs, ours = masked_rows(200, model), MODELS[model](), MODELS[model]()
