@@ -14,7 +14,7 @@ def test_verdicts(summary):
     found = {f["check"]: f["verdict"] for f in summary["audit"] if f["verdict"] != "pass"}
     assert found == {"better than a 5-gram": "warn"} | ({"repetition": "warn"} if summary["epochs"] > 4 else {})
     assert "hardly trained: " in describe_summary(summary)
-    assert len(summary["audit"]) == 18 and "FAILED" not in describe_summary(summary)
+    assert len(summary["audit"]) == 19 and "FAILED" not in describe_summary(summary)
 
 
 def test_audits_change_no_number(tmp_path, configs, calm, summary, monkeypatch):
