@@ -16,9 +16,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
-from .cache import Named
+from .cache import TextsMixin
 from .losses import head_cross_entropy
-from .texts import read_texts
+from .texts import read_texts, without_past_texts
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
@@ -41,7 +41,7 @@ class ContextOutput(CausalLMOutputWithPast):
     reconstruction_loss: Tensor|None = None
 
 # %% ../../nbs/03_models/11_context_vector.ipynb #7541beef
-class ContextCache(Named, Cache):
+class ContextCache(TextsMixin, Cache):
     "One vector for each sequence, however long it is."
     def __init__(self):
         super().__init__(layers=[])
@@ -54,7 +54,9 @@ class ContextCache(Named, Cache):
     @property
     def is_compileable(self): return False
     def get_seq_length(self, layer_idx=0): return self.seen
-    def reset(self): self.context, self.seen, self.past, self.named = None, 0, None, None
+    def reset(self):
+        self.context, self.seen, self.past = None, 0, None
+        self.forget_texts()
     @property
     def is_croppable(self): return True
     def activate_past_recording(self): self.recording = True # for a draft, some of whose tokens will be taken back
@@ -73,18 +75,21 @@ class ContextCache(Named, Cache):
         if n > most:
             raise ValueError(f"crop: {n} tokens to take back, at most {most} (of those read since "
                              "`activate_past_recording()`, and since tokens were last taken back)")
+        self.check_texts(n)
         if n: self.context, self.seen = self.past[:, -1-n], self.seen - n
+        self.crop_texts(n)
         self.past = None
 
     def end_past_recording(self): self.recording, self.past = False, None
     def tensors(self):
         found = {"seen": torch.tensor([self.seen])}
-        return found | {k: v for k in ("context", "named") if (v := getattr(self, k)) is not None}
+        return found | self.text_tensors() | ({} if self.context is None else dict(context=self.context))
     def load_tensors(self, found):
-        self.seen, self.context, self.named = int(found["seen"]), found.get("context"), found.get("named")
+        self.seen, self.context = int(found["seen"]), found.get("context")
+        self.load_texts(found)
     def _select(self, f):
         if self.context is not None: self.context = f(self.context)
-        if self.named is not None: self.named = f(self.named)
+        self.each_row_of_texts(f)
     def reorder_cache(self, beam_idx): self._select(lambda c: c.index_select(0, beam_idx.to(c.device)))
     def batch_select_indices(self, indices): self._select(lambda c: c[indices])
     def batch_repeat_interleave(self, repeats): self._select(lambda c: c.repeat_interleave(repeats, 0))
@@ -229,8 +234,9 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     past_key_values = _fitting_cache(past_key_values)
     if past_key_values is not None and past_key_values.context is not None: context = past_key_values.context
     start = self.first_context(x, context)
-    texts = read_texts(x, attention_mask, position_ids, past_key_values, ["linear_attention"], segments, seq_idx,
-                       cu_seq_lens_q)
+    use_cache = c.use_cache and not self.training if use_cache is None else use_cache
+    texts = read_texts(x, attention_mask, position_ids, past_key_values, ["linear_attention"],
+                       use_cache or past_key_values is not None, segments, seq_idx, cu_seq_lens_q)
     marks = None if texts.segments is None else _marks(texts.segments)
     if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
         if use_cache: _logger.warning_once("gradient checkpointing keeps no cache: `use_cache` is False")
@@ -239,10 +245,10 @@ def forward(self: ContextModel, input_ids=None, attention_mask=None, past_key_va
     lost = None
     if c.reconstruction_weight and auxiliary:
         lost = _reconstruction_loss(self.blocks, c.reconstruction == "both", x, start, contexts, marks)
-    if c.use_cache and not self.training if use_cache is None else use_cache:
+    if use_cache:
         past_key_values = past_key_values if past_key_values is not None else ContextCache()
         past_key_values.keep(contexts, start)
-        past_key_values.saw(texts, segments)
+        past_key_values.texts, past_key_values.named = texts.keys, texts.named
     else: past_key_values = None
     h = torch.cat([h, h.new_ones(*h.shape[:2], 1)], -1)
     return ContextModelOutput(last_hidden_state=h, past_key_values=past_key_values, context=contexts[:, -1],
@@ -262,6 +268,9 @@ class _ContextGenerationMixin(GenerationMixin):
             cache = model_kwargs["past_key_values"] = self.new_cache()
             if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        return without_past_texts(super().prepare_inputs_for_generation(*args, **kwargs))
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask

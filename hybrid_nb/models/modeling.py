@@ -19,13 +19,13 @@ from transformers.utils import logging
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from ..core.patterns import blocks, short_pattern
-from ..mixers.segments import text_mask
+from ..mixers.segments import several_or_padded, text_mask
 from ..mixers.attention import causal_mask
 from .losses import head_cross_entropy
 from .registry import mixers, uncached
 from .config import HybridConfig, norms
 from .cache import attends, fitting_cache, HybridCache
-from .texts import read_texts
+from .texts import read_texts, without_past_texts
 
 _logger = logging.get_logger(__name__)
 
@@ -66,31 +66,26 @@ class HybridPreTrainedModel(PreTrainedModel):
         if biased: nn.init.zeros_(module.bias)
 
 # %% ../../nbs/03_models/05_modeling.ipynb #ef319504
-def _attention_masks(config, kinds, x, attention_mask, cache, keys) -> dict:
-    "The mask of each kind of attention among `kinds`, the layers of the pattern; `keys` are those of `Texts`."
-    if keys is not None:
-        held = cache.window_keys() if hasattr(cache, "window_keys") else 0
-        return _text_masks(config, kinds, x.shape[1], keys, held)
-    if attention_mask is not None and attention_mask.ndim == 4: return _given_masks(config, kinds, attention_mask)
+def _attention_masks(config, kinds, x, texts, cache) -> dict:
+    "The mask of each kind of attention among `kinds`, the layers of the pattern; bool, or None where all is plain."
+    if texts.mixed: return _text_masks(config, kinds, x.shape[1], texts.keys, cache)
+    if texts.mask is not None and texts.mask.ndim == 4: return _given_masks(config, kinds, texts.mask)
     make = dict(full_attention=create_causal_mask, sliding_attention=create_sliding_window_causal_mask)
     # without a mask, our attention takes the last key as that of the last token; a static cache has empty ones after it
     grows = cache is None or isinstance(cache, DynamicCache)
-    args = dict(config=config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache,
+    args = dict(config=config, inputs_embeds=x, attention_mask=texts.mask, past_key_values=cache,
                 allow_is_causal_skip=grows)
-    return {kind: make[kind](**args) for kind in make if kind in kinds}
+    found = {kind: make[kind](**args) for kind in make if kind in kinds}
+    return {k: m if m is None or m.dtype == torch.bool else m == 0 for k, m in found.items()}
 
 def _given_masks(config, kinds, mask):
     "`_attention_masks` from one of four dimensions; a window stays a window."
-    if mask.dtype != torch.bool:
-        if ((mask != 0) & (mask > -1e4)).any():
-            raise ValueError("attention_mask: of four dimensions, must be bool, or 0 and large negative numbers")
-        mask = mask == 0
     near = causal_mask(*mask.shape[-2:], config.sliding_window, mask.device)
     return {k: mask & near if k == "sliding_attention" else mask for k in kinds if k.endswith("_attention")}
 
-def _text_masks(config, kinds, length, keys, held):
-    "`_attention_masks` of several texts; layers with a window hold the last `held` keys of earlier calls."
-    masks = {}
+def _text_masks(config, kinds, length, keys, cache):
+    "`_attention_masks` of several texts; layers with a window hold the last keys of earlier calls only."
+    masks, held = {}, cache.window_keys() if cache is not None else 0
     if "full_attention" in kinds: masks["full_attention"] = text_mask(keys, length)
     if "sliding_attention" in kinds:
         masks["sliding_attention"] = text_mask(keys[:, -(held + length):], length, config.sliding_window)
@@ -144,19 +139,19 @@ class HybridModel(HybridPreTrainedModel):
         past_key_values = fitting_cache(past_key_values, self.config)
         if use_cache and past_key_values is None: past_key_values = HybridCache(self.config)
         cache = past_key_values if isinstance(past_key_values, Cache) else None # of attention
-        texts = read_texts(x, attention_mask, position_ids, cache, self.kinds, segments, seq_idx, cu_seq_lens_q)
-        if self.blind and texts.segments is not None:
+        texts = read_texts(x, attention_mask, position_ids, cache, self.kinds, past_key_values is not None,
+                           segments, seq_idx, cu_seq_lens_q)
+        if self.blind and texts.segments is not None and several_or_padded(texts.segments):
             raise ValueError(f"pattern {self.config.pattern!r}: mixers of {', '.join(self.blind)} take no segments, "
                              "so each row must be one text without padding")
-        masks = _attention_masks(self.config, self.kinds, x, attention_mask, cache, texts.keys)
+        masks = _attention_masks(self.config, self.kinds, x, texts, cache)
         context = dict(segments=texts.segments, position_ids=texts.position_ids)
         x = x * self.embedding_scale
         for block, kind in zip(self.layers, self.kinds):
             own = past_key_values if kind == "linear_attention" else cache
             x = block(x, cache=own, attention_mask=masks.get(kind), **context)
         if hasattr(cache, "texts"):
-            cache.seen, cache.texts = cache.seen + x.shape[1], texts.keys
-            cache.saw(texts, segments)
+            cache.seen, cache.texts, cache.named = cache.seen + x.shape[1], texts.keys, texts.named
         kept = past_key_values if use_cache else None
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=kept)
 
@@ -177,6 +172,9 @@ class _GenerationMixin(GenerationMixin):
                 raise ValueError(f"cache_implementation {kind!r}: the state of pattern {self.config.pattern!r} has a "
                                  "fixed size anyway; leave it out")
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        return without_past_texts(super().prepare_inputs_for_generation(*args, **kwargs))
 
     @staticmethod
     def create_masks_for_generate(config, attention_mask=None, **kwargs): return attention_mask # `forward` makes them

@@ -1,17 +1,20 @@
 """Packed rows and padding of any kind: each text as if it were alone, values, gradients and caches."""
 import copy
 import pytest, torch
+from helpers.small_models import letters_restored
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 from hybrid_nb.models.config import HybridConfig
 from hybrid_nb.models.context_config import ContextConfig
 from hybrid_nb.models.context_vector import ContextForCausalLM
 from hybrid_nb.models.modeling import HybridForCausalLM
+from hybrid_nb.models.registry import register
 from hybrid_nb.mixers.recurrent import max_kept_states
 
 LETTERS = "AMSGWLF"
 PATTERNS = "A", "W", "L", "M", "S", "G", LETTERS, "MSGM", "context"
 SIZES = dict(vocab_size=50, hidden_size=32, num_attention_heads=4, state_size=4, ssd_state_size=8, ssd_head_dim=16,
-             kv_lora_rank=16, qk_rope_head_dim=4, sliding_window=4, ssd_chunk_size=8, dropout=0.)
+             kv_lora_rank=16, qk_rope_head_dim=4, sliding_window=4, ssd_chunk_size=8, dropout=0.,
+             tie_word_embeddings=False) # tied, a model with random weights repeats its last token
 LENGTHS = 7, 1, 12, 3, 2
 
 
@@ -290,3 +293,149 @@ def test_foreign_caches_hold_one_text():
         model(torch.cat([a, b], 1), past_key_values=StaticCache(config=model.config, max_cache_len=16), **said)
     with torch.no_grad(): out = model(torch.cat([a, b], 1), past_key_values=DynamicCache(), **said)
     near(out.logits[:, 4:], model(b).logits)
+
+
+def S(*parts): return torch.tensor([[i for i, n in parts for _ in range(n)]])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_a_cache_remembers_padding(pattern):
+    "Padding that was read is no part of the text, also where later calls give no mask."
+    model, (a, b) = make(pattern), texts((6, 5))
+    want = model(torch.cat([a, b], 1)).logits[:, 6:]
+    for kind, mask in paddings(6).items():
+        cache = model.new_cache()
+        model(spread(a, mask), attention_mask=mask, past_key_values=cache)
+        copied = model.new_cache()
+        copied.load_tensors(cache.tensors()) # with the room that a window needs
+        for c in cache, copied:
+            got = [model(b[:, :3], past_key_values=c).logits, model(b[:, 3:], past_key_values=c).logits]
+            near(torch.cat(got, 1), want, 2e-5), kind
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_masks_of_four_dimensions_and_a_cache(pattern):
+    model, (a, b) = make(pattern), texts((6, 5))
+    blocks, cache = packed((6, 5))["bool_mask"], model.new_cache()
+    model(torch.cat([a, b[:, :3]], 1), attention_mask=blocks[..., :9, :9], past_key_values=cache)
+    again = copy.deepcopy(cache)
+    near(model(b[:, 3:], past_key_values=cache).logits, model(b).logits[:, 3:])
+    near(model(b[:, 3:], attention_mask=blocks[..., 9:, :], past_key_values=again).logits, model(b).logits[:, 3:])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_tokens_are_taken_back_where_there_is_padding(pattern):
+    "Padding after the text is taken back with tokens of it; not where a text has begun since."
+    model, (a, b) = make(pattern), texts((6, 5))
+    cache = model.new_cache()
+    cache.activate_past_recording()
+    model(torch.cat([a, a[:, :3]*0], 1), attention_mask=torch.tensor([[1]*6 + [0]*3]), past_key_values=cache)
+    cache.crop(-4)
+    near(model(b, past_key_values=cache).logits, model(torch.cat([a[:, :5], b], 1)).logits[:, 5:])
+    cache = model.new_cache()
+    cache.activate_past_recording()
+    model(torch.cat([a, b], 1), segments=S((1, 6), (2, 5)), past_key_values=cache)
+    with pytest.raises(ValueError, match="crop: 7 tokens to take back, but the last text began after"): cache.crop(-7)
+    cache.crop(-2)
+    near(model(b[:, 3:], segments=S((2, 2)), past_key_values=cache).logits, model(b).logits[:, 3:])
+
+
+@pytest.mark.parametrize("pattern", (LETTERS, "context"))
+@torch.no_grad()
+def test_numbers_of_texts_over_several_calls(pattern):
+    model, (a, b) = make(pattern), texts((6, 5))
+    def two(x, y): return torch.cat([x, y])
+    cache = model.new_cache() # the first row pauses, then goes on
+    model(two(a[:, :3], a[:, :3]), segments=S((3, 3)).expand(2, -1), past_key_values=cache)
+    model(two(b[:, :2], a[:, 3:5]), segments=torch.tensor([[0, 0], [3, 3]]), past_key_values=cache)
+    out = model(two(a[:, 3:], b[:, :3]), segments=two(S((3, 3)), S((4, 3))), past_key_values=cache).logits
+    near(out, two(model(a).logits[:, 3:], model(b).logits[:, :3]))
+    cache = model.new_cache() # seq_idx, a row in two pieces
+    model(torch.cat([a, b[:, :3]], 1), seq_idx=S((0, 6), (1, 3)).to(torch.uint8), past_key_values=cache)
+    near(model(torch.cat([b[:, 3:], a], 1), seq_idx=S((1, 2), (2, 6)), past_key_values=cache).logits,
+         torch.cat([model(b).logits[:, 3:], model(a).logits], 1))
+    for i in range(5): # positions from 0, one by one
+        near(model(b[:, i:i+1], position_ids=torch.tensor([[i]]), past_key_values=cache).logits,
+             model(b).logits[:, i:i+1])
+    numbered = torch.tensor([[1]*6 + [2]*5]) # as some collators write a mask
+    near(model(torch.cat([a, b], 1), attention_mask=numbered).logits, torch.cat([model(t).logits for t in (a, b)], 1))
+
+
+@pytest.mark.parametrize("pattern", ("A", "M", LETTERS, "context"))
+@torch.no_grad()
+def test_generation_goes_on_with_the_last_text(pattern):
+    model, (a, b) = make(pattern), texts((6, 5))
+    how = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+    want = model.generate(b, **how)[0, 5:].tolist()
+    row, said = torch.cat([a, b], 1), dict(segments=S((1, 6), (2, 5)))
+    assert model.generate(row, **said, **how)[0, 11:].tolist() == want
+    cache = model.new_cache()
+    model(row[:, :-1], segments=said["segments"][:, :-1], past_key_values=cache)
+    assert model.generate(row, past_key_values=cache, **how)[0, 11:].tolist() == want
+
+
+@torch.no_grad()
+def test_attention_that_makes_its_masks_otherwise():
+    model = make("LAW")
+    model.config._attn_implementation = "eager"
+    near(model(texts((9,))[0], use_cache=True).logits, make("LAW")(texts((9,))[0]).logits)
+
+
+@pytest.fixture
+def letters():
+    with letters_restored(): yield
+
+@torch.no_grad()
+def test_a_mask_of_ones_says_nothing_where_code_is_compiled(letters):
+    "For a mixer that takes no segments, and for a cache that holds one text a row."
+    @register("Z", "a mean of two tokens")
+    class Mean(torch.nn.Module):
+        def __init__(self, config, layer_idx): super().__init__()
+        def forward(self, x, **context): return x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+    a, ones = texts((6,))[0], torch.ones(1, 6, dtype=torch.long)
+    for pattern, cache in ("AZ", None), ("AW", StaticCache):
+        model = make(pattern)
+        given = dict(use_cache=False)
+        if cache: given = dict(past_key_values=cache(config=model.config, max_cache_len=9))
+        run = torch.compile(model, backend="eager")
+        near(run(a, attention_mask=ones, **given).logits, model(a, use_cache=False).logits)
+    with pytest.raises(ValueError, match="mixers of Z take no segments"):
+        make("AZ")(a, attention_mask=ones * (torch.arange(6) > 1), use_cache=False)
+
+
+def after(model, ids, **kw):
+    cache = model.new_cache()
+    model(ids, past_key_values=cache, **kw)
+    return dict(past_key_values=cache)
+
+
+@pytest.mark.parametrize("said, message", (
+    (lambda m, t: dict(attention_mask=torch.ones(1, 5)), "attention_mask: Tensor of shape (1, 5), must be (batch,"),
+    (lambda m, t: dict(attention_mask=torch.ones(1, 7), **after(m, t)), "must be (batch, past + length) = (1, 14)"),
+    (lambda m, t: dict(attention_mask=torch.ones(1, 7, 7)), "attention_mask: Tensor of shape (1, 7, 7)"),
+    (lambda m, t: dict(attention_mask=dict(a=1)), "attention_mask: dict of shape ()"),
+    (lambda m, t: dict(attention_mask=torch.ones(1, 1, 7, 6).bool()), "attention_mask: Tensor of shape (1, 1, 7, 6)"),
+    (lambda m, t: dict(attention_mask=torch.ones(1, 1, 7, 7).tril().bool(), segments=S((1, 7))), "segments: not"),
+    (lambda m, t: dict(attention_mask=torch.ones(1, 1, 7, 7).tril().bool(),
+                       position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]])), "position_ids: begin again where"),
+    (lambda m, t: dict(cu_seq_lens_q=torch.tensor([0, 7]), **after(m, t)), "cu_seq_lens_q: there are tokens in"),
+    (lambda m, t: dict(cu_seq_lens_q=[[0, 7]]), "cu_seq_lens: torch.int64 of shape (1, 2), must be whole numbers"),
+    (lambda m, t: dict(attention_mask=torch.tensor([[0]*2 + [1]*12]), **after(m, t)), "hides tokens that the cache"),
+))
+@torch.no_grad()
+def test_what_does_not_fit_is_named(said, message):
+    model, ids = make(LETTERS), texts((7,))[0]
+    with pytest.raises(ValueError) as e: model(ids, **said(model, ids))
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@torch.no_grad()
+def test_masks_of_other_types_and_one_for_all_rows():
+    model, ids = make(LETTERS), texts((9,))[0]
+    mask = paddings(9)["within"]
+    batch, want = spread(ids, mask).expand(2, -1), model(ids).logits
+    for m in mask.bool(), mask.float(), mask.int(), mask.expand(2, -1):
+        near(model(batch, attention_mask=m).logits[:, mask[0].bool()], want.expand(2, -1, -1))
