@@ -12,8 +12,8 @@ from ..mixers.plain_modules import is_plain
 
 # %% ../../nbs/03_models/01_losses.ipynb #b2ba2191
 def _chunk_tokens(tokens, words, device):
-    "Tokens whose logits are held at once: 128 MB of them on a CPU, 512 MB on an accelerator, in float32."
-    return max(1, min(tokens, 2**(25 if device.type == "cpu" else 27) // words))
+    "Tokens whose logits are held at once: 64 MB of them on a CPU, 512 MB on an accelerator, in float32."
+    return max(1, min(tokens, 2**(24 if device.type == "cpu" else 27) // words))
 
 def _nats_and_error(z: Tensor, # (tokens, words) logits in float32; becomes p - e
                     y: Tensor, # (tokens,) targets

@@ -17,6 +17,7 @@ from ..audit.checks import Finding, run_check, verdicts
 from ..audit.contamination import audit_data
 from ..audit.sanity import audit_result, check_early_stopping
 from ..core.files import save_json
+from ..core.memory import keeps_memory
 from ..core.runs import clear_attempt, clear_run, cut_run, environment, last_metrics, MetricsFile, save_windows
 from .bad_steps import abort
 from .devices import device_name, peak_memory
@@ -142,7 +143,8 @@ def begin_record(trainer):
     clear_attempt(run)
     trainer.mark_best()
     if cfg.init_from: keep_init_from(check_init_from(cfg.init_from, run), run)
-    full = trainer.config | dict(environment=environment(), processes=trainer.accelerator.num_processes)
+    full = trainer.config | dict(environment=environment(), processes=trainer.accelerator.num_processes,
+                                 keeps_memory=keeps_memory())
     save_json(full, run/"config.json")
     for t in trainer.trackers: t.keep()
     if cfg.tensorboard: trainer.trackers.append(TensorBoardLog(run, trainer.state.seconds))

@@ -18,6 +18,7 @@ from filelock import Timeout
 from transformers import AutoModelForCausalLM
 from ..core.commands import load_plugin
 from ..core.files import find_corruption, read_json
+from ..core.memory import keep_memory
 from ..core.runs import checkpoint_step, list_checkpoints, rename_old, run_lock, save_windows
 from ..models.config import HybridConfig
 from ..data.corpora import DataConfig
@@ -142,6 +143,7 @@ def train(model_config, # a `HybridConfig` or `ContextConfig`; its vocabulary is
           extend: bool = False # train the run that the folder holds to more steps
          ) -> dict: # the summary
     "Train one model; a finished run is not repeated, an interrupted one continues."
+    keep_memory()
     run_dir, cfg = Path(run_dir), train_config
     kept_dir = run_dir if resume else None
     check_train_config(cfg)
@@ -245,6 +247,7 @@ def measure_windows(run_dir, # of a finished run
                     device="cpu"
                    ) -> dict: # as `evaluate_parts`
     "Write the `val_windows.npz` of a run that has none, from its last checkpoint."
+    keep_memory()
     run_dir = Path(run_dir)
     config, summary = read_json(run_dir/"config.json"), read_json(run_dir/"summary.json")
     saved = list_checkpoints(run_dir)
