@@ -24,7 +24,7 @@ def keep_memory() -> bool: # whether this process keeps freed memory
     if _kept or os.environ.get("HYBRID_NB_KEEP_MEMORY") == "0" or not (libc := _glibc()): return _kept
     most = 2**31 - 1 # an int
     mapped = libc.mallopt(_mmap_threshold, most) or libc.mallopt(_mmap_max, 0)
-    _kept = bool(mapped and libc.mallopt(_trim_threshold, most) and libc.mallopt(_top_pad, 2**28))
+    _kept = bool(mapped and libc.mallopt(_trim_threshold, most) and libc.mallopt(_top_pad, 2**26))
     return _kept
 
 def keeps_memory() -> bool:
