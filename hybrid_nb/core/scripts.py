@@ -10,6 +10,7 @@ import os, signal, threading
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from .memory import keep_memory
 
 # %% ../../nbs/01_core/06_scripts.ipynb #104bb28f
 def _quit_from_now_on(name) -> bool: # False: Ctrl-C is no `KeyboardInterrupt` here, and stays what it is
@@ -41,6 +42,7 @@ def run_command(name: str # of the command
                ):
     "Import a command and call it with the arguments of the command line."
     with quit_on_interrupt(name):
+        keep_memory()
         command = getattr(import_module(f"hybrid_nb.{command_modules[name]}"), name)
         run_script = import_module("hybrid_nb.core.commands").run_script
     try: run_script(command.__wrapped__)

@@ -195,7 +195,15 @@ def _missing_runs(runs, table) -> list:
                    "without a final loss they are not ranked, and might have caught up.")
     if k := int((~runs.status.isin(["finished", "stopped"])).sum()):
         out.append(f"{k} of {n} runs have no result; they are listed below and could change the order.")
-    return out
+    return out + _part_evaluated(runs)
+
+def _part_evaluated(runs) -> list:
+    "Which share of the validation set the final losses were measured on, if not all of it."
+    share = runs.final_val_share.dropna() if "final_val_share" in runs else ()
+    if not len(share) or share.min() >= 1: return []
+    low, high = (f"{x:.1%}" for x in (share.min(), share.max()))
+    said = low if low == high else f"{low} to {high}"
+    return [f"Final losses were measured on {said} of the validation set, in whole documents (`final_eval_tokens`)."]
 
 # %% ../../nbs/07_study/14_findings.ipynb #e75924d6
 def left_out(runs # as from `load_runs`

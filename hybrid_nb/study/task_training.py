@@ -12,6 +12,7 @@ import numpy as np, torch
 from torch import nn, Tensor
 from ..core.patterns import find_pattern
 from ..core.commands import load_plugin
+from ..core.memory import keep_memory
 from ..models.losses import linear_cross_entropy
 from ..models.config import HybridConfig
 from ..models.modeling import HybridModel
@@ -119,6 +120,7 @@ def train_task(pattern: str, # layers, or the name of a published pattern
                **task_settings # that differ from the task's baseline
               ) -> dict: # accuracy (test examples), curve (held-out examples), solved (99 % of those), chance, steps, …
     "Train a pattern on a task and test it."
+    keep_memory()
     began, t, settings = time.process_time(), tasks[name], tasks[name].resolve(task_settings)
     n, size = max(1, round((steps or t.budget[0]) * scale)), batch_size or t.budget[1]
     cfg = TrainConfig(steps=n, batch_size=size, learning_rate=learning_rate or t.budget[2], weight_decay=0.,

@@ -96,6 +96,8 @@ def describe_summary(s: dict # the summary of a run
     "A few lines for people."
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
+    share = s.get("final_val_share", 1)
+    some = f" on {share:.1%} of the validation set" if share < 1 else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
     audit = s.get("audit", [])
     failed = [f["check"] for f in audit if f["verdict"] == "fail"]
@@ -103,7 +105,8 @@ def describe_summary(s: dict # the summary of a run
     return (f"{s['name']}: {s['pattern']}, {n(s['parameters'])} parameters, {n(s['steps'])} steps{early}\n"
             f"  {n(s['tokens_seen'])} tokens in {n(s['runtime_seconds'])} s, "
             f"{n(s['tokens_per_second'])} tokens/s while training\n"
-            f"  validation loss {s['final_val_loss']:.4f} (best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), "
+            f"  validation loss {s['final_val_loss']:.4f}{some} "
+            f"(best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), "
             f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, "
             f"{s['bits_per_byte']:.3f} bits a byte{floor}"
             + "".join(f"\n  {evidence}" for evidence in weak)

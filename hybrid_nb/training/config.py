@@ -40,6 +40,7 @@ class TrainConfig:
     eval_every: int = 200 # steps between evaluations
     eval_batches: int = 50 # batches of the fixed validation subset; 0 = the whole set each time
     eval_batch_size: int|None = None # windows evaluated at once; default: those of a micro-batch
+    final_eval_tokens: int = 0 # the last evaluation reads about so many tokens, in whole documents; 0 = all
     eval_lengths: str = "" # at the end, evaluate also at so many times the trained length, such as "2 4 8"
     patience: int = 0 # evaluations without improvement before stopping; 0 = never stop early
     recall_documents: int = 200 # validation documents in the recall test, where the corpus has one
@@ -87,7 +88,8 @@ def check_ranges(cfg: TrainConfig, need):
     for name in "steps batch_size gradient_accumulation_steps eval_every log_every".split():
         need(getattr(cfg, name) >= 1, name, "must be at least 1")
     for name in ("eval_batches patience recall_documents checkpoint_every keep_checkpoints seed threads "
-                 "warmup_steps weight_decay max_grad_norm eps checkpoint_minutes max_skipped_steps stop_at").split():
+                 "warmup_steps weight_decay max_grad_norm eps checkpoint_minutes max_skipped_steps stop_at "
+                 "final_eval_tokens").split():
         need(getattr(cfg, name) >= 0, name, "must not be negative")
     need(cfg.eval_batch_size is None or cfg.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     need(cfg.batch_size % cfg.gradient_accumulation_steps == 0,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_windows', 'metrics_from_sums', 'perplexity', 'shared_batches', 'read_on', 'evaluate', 'val_parts',
-           'evaluate_parts', 'read_parts', 'add_sums', 'loss_by_position', 'length_table', 'recalled', 'recall_table']
+           'final_documents', 'window_runs', 'evaluate_parts', 'read_parts', 'add_sums', 'loss_by_position',
+           'length_table', 'recalled', 'recall_table']
 
 # %% ../../nbs/06_training/05_evaluation.ipynb #a4d3b261
 import math
@@ -106,6 +107,30 @@ def val_parts(data # as `load_data` returns it
     return dict(window=(starts - 1) // length, document=np.searchsorted(ends, starts, "right"),
                 first=(starts - 1) % length, tokens=np.diff(starts, append=n))
 
+# %% ../../nbs/06_training/05_evaluation.ipynb #f12644e3
+def final_documents(parts: dict, # from `val_parts`
+                    tokens: int # about how many targets they should have together; 0 = all documents
+                   ) -> np.ndarray: # numbers of validation documents, in the order of `parts`
+    "The documents that the last evaluation counts."
+    first = np.sort(np.unique(parts["document"], return_index=True)[1])
+    order, whole = parts["document"][first], parts["tokens"].sum()
+    if not 0 < tokens < whole: return order
+    n = len(order)
+    m = max(1, int(n * tokens / whole))
+    stretches = min(m, 50)
+    i = np.arange(m)
+    stretch = i * stretches // m
+    return order[stretch * n // stretches + i - np.searchsorted(stretch, stretch)]
+
+def window_runs(windows: np.ndarray, # numbers of windows, in order
+                size: int # at most so many at once
+               ) -> list[tuple[int, int]]: # (start, stop) of each, like `eval_windows`
+    "Neighbouring windows together."
+    windows = np.unique(windows)
+    ends = np.flatnonzero(np.diff(windows, append=-1) != 1) + 1
+    return [(int(windows[a]), int(windows[min(a + size, stop) - 1]) + 1)
+            for start, stop in zip([0, *ends], ends) for a in range(start, stop, size)]
+
 # %% ../../nbs/06_training/05_evaluation.ipynb #603c23df
 @torch.no_grad()
 def evaluate_parts(objective: nn.Module, # an `Objective`
@@ -113,11 +138,14 @@ def evaluate_parts(objective: nn.Module, # an `Objective`
                    size: int, # windows at a time; with stateful documents
                    device=None,
                    bar=None, # a tqdm bar to advance, if any
-                   acc: Accelerator|None = None # the windows are shared out among its processes
+                   acc: Accelerator|None = None, # the windows are shared out among its processes
+                   tokens: int = 0 # read about so many, in whole documents; 0 = all
                   ) -> dict: # `val_parts`, and for each the sums `nats` and `correct`
     "Measure the model on the whole validation set, part by part."
-    if data.cfg.stateful: return read_parts(objective, data, size, device, bar, acc)
-    parts, windows, training = val_parts(data), eval_windows(data.n_val_windows, size), objective.training
+    parts, training = val_parts(data), objective.training
+    counted = np.isin(parts["document"], final_documents(parts, tokens))
+    if data.cfg.stateful: return read_parts(objective, data, size, device, bar, acc, parts, counted)
+    windows = window_runs(parts["window"][counted], size)
     mine = range(acc.process_index if acc else 0, len(windows), acc.num_processes if acc else 1)
     sums = torch.zeros(2, len(parts["window"]), dtype=torch.float64)
     objective.eval()
@@ -131,14 +159,17 @@ def evaluate_parts(objective: nn.Module, # an `Objective`
         for k, v in enumerate(found):
             sums[k, a:b] = torch.from_numpy(np.add.reduceat(v.flatten().cpu().double().numpy(), at))
     objective.train(training)
-    return add_sums(parts, sums, device, acc)
+    return add_sums(parts, sums, device, acc, counted)
 
 # %% ../../nbs/06_training/05_evaluation.ipynb #8d15cabd
 @torch.no_grad()
-def read_parts(objective, data, size: int, device=None, bar=None, acc: Accelerator|None = None
+def read_parts(objective, data, size: int, device, bar, acc: Accelerator|None,
+               parts: dict, # from `val_parts`
+               counted: np.ndarray # (parts,) bool: of the documents to read
               ) -> dict: # as `evaluate_parts`
     "`evaluate_parts` for `stateful`: documents that are read on from window to window."
-    parts, documents, training = val_parts(data), data.val_documents(), objective.training
+    documents, training = data.val_documents(), objective.training
+    documents = documents[np.isin(documents, parts["document"][counted])]
     sums = torch.zeros(2, len(parts["window"]), dtype=torch.float64)
     share = (acc.process_index, acc.num_processes) if acc else ()
     objective.eval()
@@ -147,15 +178,17 @@ def read_parts(objective, data, size: int, device=None, bar=None, acc: Accelerat
         for k, v in enumerate(found): sums[k, windows] = v.double().sum(-1).cpu()
         if bar is not None: bar.update()
     objective.train(training)
-    return add_sums(parts, sums, device, acc)
+    return add_sums(parts, sums, device, acc, counted)
 
 def add_sums(parts: dict, # from `val_parts`
              sums: Tensor, # (2, parts), of this process; zero where another has the part
-             device, acc) -> dict: # the parts with `nats` and `correct`
+             device, acc,
+             counted: np.ndarray # (parts,) bool: which to return
+            ) -> dict: # those parts, with `nats` and `correct`
     "Add the sums of all processes to the parts."
     if acc and acc.num_processes > 1: sums = acc.reduce(sums.to(device), "sum").cpu()
     nats, correct = sums.numpy()
-    return parts | dict(nats=nats, correct=correct)
+    return {k: v[counted] for k, v in (parts | dict(nats=nats, correct=correct)).items()}
 
 # %% ../../nbs/06_training/05_evaluation.ipynb #038fcb74
 @torch.no_grad()

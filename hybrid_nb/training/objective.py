@@ -7,13 +7,11 @@ __all__ = ['Objective']
 
 # %% ../../nbs/06_training/03_objective.ipynb #3a5f7d71
 import inspect
-import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from ..mixers.segments import Segments, text_segments
-from ..mixers.plain_modules import is_plain
 from ..models.cache import WindowState
 from ..models.context_config import ContextConfig
-from ..models.losses import head_cross_entropy
+from ..models.losses import head_cross_entropy, head_nats
 
 # %% ../../nbs/06_training/03_objective.ipynb #98920550
 def _check_takes_segments(stack):
@@ -43,7 +41,7 @@ class Objective(nn.Module):
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
         out, left = self.read(input_ids, state, **said, **dict(auxiliary=True) if extra else {})
         if each:
-            found = self.nats_of_each(out.last_hidden_state, targets)
+            found = head_nats(out.last_hidden_state, self.model.get_output_embeddings(), targets)
             return found if state is None else (*found, left)
         nats, correct = head_cross_entropy(out.last_hidden_state, self.model.get_output_embeddings(), targets)
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
@@ -62,12 +60,3 @@ class Objective(nn.Module):
         window = WindowState(state)
         out = self.model.base_model(input_ids=input_ids, use_cache=False, past_key_values=window, **extra)
         return out, window.left
-
-    def nats_of_each(self, hidden, targets) -> tuple: # (batch, length) each; 0 where nothing is counted
-        "Nats of each target, and whether it has the highest logit; never all logits at once."
-        head, nats, correct = self.model.get_output_embeddings(), [], []
-        for h, y in zip(hidden.flatten(0, 1).split(1024), targets.flatten().split(1024)):
-            logits = (F.linear(h, head.weight.to(h.dtype)) if is_plain(head) else head(h)).float()
-            nats.append(F.cross_entropy(logits, y, reduction="none"))
-            correct.append(logits.argmax(-1) == y)
-        return torch.cat(nats).view_as(targets), torch.cat(correct).view_as(targets)

@@ -17,6 +17,7 @@ from ..audit.checks import Finding, run_check, verdicts
 from ..audit.contamination import audit_data
 from ..audit.sanity import audit_result, check_early_stopping
 from ..core.files import save_json
+from ..core.memory import keeps_memory
 from ..core.runs import clear_attempt, clear_run, cut_run, environment, last_metrics, MetricsFile, save_windows
 from .bad_steps import abort
 from .devices import device_name, peak_memory
@@ -66,18 +67,20 @@ def merge_findings(start: list[Finding], end: list[Finding]) -> list[Finding]: #
 
 # %% ../../nbs/06_training/10_record.ipynb #bc9e6fda
 def finish_run(trainer) -> dict: # the summary
-    "Evaluate on the whole validation set, test recall, audit, write `val_windows.npz` and `summary.json`."
+    "Evaluate a last time, test recall, audit, write `val_windows.npz` and `summary.json`."
     s, data, cfg, acc = trainer.state, trainer.data, trainer.cfg, trainer.accelerator
     parts = final_parts(trainer)
     final = metrics_from_sums(data, *(float(parts[k].sum()) for k in ("nats", "correct", "tokens")))
     if not math.isfinite(final["val_loss"]):
-        abort(trainer, s.step, f"loss {final['val_loss']} on the whole validation set")
+        abort(trainer, s.step, f"loss {final['val_loss']} in the last evaluation")
     trainer.objective.eval()
     # all processes read all documents: sharded weights need them
     documents = data.recall_documents(cfg.recall_documents) if cfg.recall_documents else []
     recall = recall_table(recalled(trainer.objective, documents, data.cfg.length + 1, device=trainer.device))
     trainer.lap()
-    summary = summarize(trainer, final) | dict(recall=recall, lengths=evaluate_lengths(trainer))
+    summary = summarize(trainer, final) | dict(
+        final_val_tokens=(n := int(parts["tokens"].sum())), final_val_share=n / data.val_targets,
+        recall=recall, lengths=evaluate_lengths(trainer))
     audit = audit_end(trainer, summary)
     summary |= dict(audit=audit, finished=datetime.now(UTC).isoformat(timespec="seconds"))
     for tracker in trainer.trackers: tracker.summarize(summary)
@@ -88,13 +91,13 @@ def finish_run(trainer) -> dict: # the summary
     return summary
 
 def final_parts(trainer) -> dict: # as `evaluate_parts`
-    "Read the whole validation set, with a progress bar."
-    data, size, acc = trainer.data, trainer.eval_size, trainer.accelerator
+    "Read the whole validation set, or `final_eval_tokens` of it, with a progress bar."
+    data, size, acc, tokens = trainer.data, trainer.eval_size, trainer.accelerator, trainer.cfg.final_eval_tokens
     objective = trainer.plain if data.cfg.stateful else trainer.objective
-    length = None if data.cfg.stateful else -(-data.n_val_windows // size // acc.num_processes)
-    with tqdm(total=length, desc="whole validation set", leave=False,
+    length = None if data.cfg.stateful or tokens else -(-data.n_val_windows // size // acc.num_processes)
+    with tqdm(total=length, desc="validation set" if tokens else "whole validation set", leave=False,
               disable=not (trainer.progress and trainer.main)) as bar:
-        return evaluate_parts(objective, data, size, trainer.device, bar, acc)
+        return evaluate_parts(objective, data, size, trainer.device, bar, acc, tokens)
 
 # %% ../../nbs/06_training/10_record.ipynb #5f0d233b
 def evaluate_lengths(trainer) -> list[dict]: # length, val_loss, positions (a `length_table`), peak_memory_bytes
@@ -142,7 +145,8 @@ def begin_record(trainer):
     clear_attempt(run)
     trainer.mark_best()
     if cfg.init_from: keep_init_from(check_init_from(cfg.init_from, run), run)
-    full = trainer.config | dict(environment=environment(), processes=trainer.accelerator.num_processes)
+    full = trainer.config | dict(environment=environment(), processes=trainer.accelerator.num_processes,
+                                 keeps_memory=keeps_memory())
     save_json(full, run/"config.json")
     for t in trainer.trackers: t.keep()
     if cfg.tensorboard: trainer.trackers.append(TensorBoardLog(run, trainer.state.seconds))

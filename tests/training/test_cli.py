@@ -1,5 +1,5 @@
 "The command line: exit codes, messages, flags."
-import json, subprocess, sys, time
+import json, platform, subprocess, sys, time
 from importlib.metadata import version
 import pytest
 import hybrid_nb
@@ -45,6 +45,7 @@ def test_command_end_to_end(lab):
     assert config["model"]["hidden_size"] == 32 and config["data"]["corpus"] == "corpus.jsonl"
     assert config["model"]["vocab_size"] == 280 and config["train"]["steps"] == 12
     assert config["environment"]["packages"]["torch"] == version("torch")
+    assert config["keeps_memory"] is (sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
     assert summary["steps"] == 12 and summary["pattern"] == "AQ" and summary["tokens_seen"] == 12*4*32
     assert summary["peak_memory_bytes"] > 1e7
     assert [l["step"] for l in lines(run)] == [3, 5, 6, 9, 10, 12]

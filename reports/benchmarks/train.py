@@ -1,0 +1,118 @@
+"""Tokens a second of training and evaluation on this machine's CPU, beside an earlier commit and the rate of a product.
+
+    python reports/benchmarks/train.py [--before CHECKOUT] [--threads 2] [--repeat 5] [--patterns "A8 M8"]
+
+Prints a table and writes train-cpu.json beside this file. Each measurement is a process of its own: it builds the base
+study's model, takes a step to warm up, and then times whole steps (forward, backward, clipping, AdamW) and evaluations,
+by sums and by document. With --before, the package of another checkout takes turns with ours.
+"""
+import json, os, resource, statistics, subprocess, sys, time
+from pathlib import Path
+from fastcore.script import call_parse
+
+OUT, ROOT = Path(__file__).with_name("train-cpu.json"), Path(__file__).resolve().parents[2]
+BATCH, LENGTH, WORDS = 4, 512, 49_152
+
+
+def timed(f):
+    "What a call takes: seconds, seconds of the processor, page faults."
+    def now(): return time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = now()
+    f()
+    return dict(zip(("seconds", "processor", "faults"), (b - a for a, b in zip(before, now()))))
+
+
+def repeated(f, repeat):
+    "Medians of what a call takes, after one that compiles and allocates."
+    f()
+    rows = [timed(f) for _ in range(repeat)]
+    return {k: statistics.median(r[k] for r in rows) for k in rows[0]}
+
+
+def product_gflops(precision, n=2048):
+    "Billions of operations a second of a square product."
+    import torch
+    a, b = torch.randn(2, n, n).to(dict(fp32=torch.float32, bf16=torch.bfloat16)[precision])
+    return 2 * n**3 / repeated(lambda: a @ b, 5)["seconds"] / 1e9
+
+
+def measure(pattern, precision, threads, repeat):
+    "One model in this process: a step, evaluations by sums and by document, peak memory."
+    try:
+        from hybrid_nb.core.memory import keep_memory
+        keep_memory()
+    except ImportError: pass # a commit from before there was one
+    import torch
+    from hybrid_nb.models.config import HybridConfig
+    from hybrid_nb.models.cost import training_flops
+    from hybrid_nb.models.modeling import HybridForCausalLM
+    from hybrid_nb.training.config import TrainConfig
+    from hybrid_nb.training.objective import Objective
+    from hybrid_nb.training.optim import make_optimizers
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = HybridForCausalLM(HybridConfig(pattern=pattern, vocab_size=WORDS)).train()
+    objective, [optimizer] = Objective(model), make_optimizers(model, TrainConfig())
+    x, y = torch.randint(0, WORDS, (2, BATCH, LENGTH))
+
+    def forward(*args):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"): return objective(x, y, *args)
+
+    def step():
+        forward(BATCH * LENGTH)[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluation(each): objective.eval(); forward(1, each); objective.train()
+
+    found = dict(step=repeated(step, repeat), peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    for name, each in dict(evaluation=False, evaluation_by_document=True).items():
+        found[name] = repeated(lambda: evaluation(each), repeat)
+    for part in ("step", "evaluation", "evaluation_by_document"):
+        found[part]["tokens_per_second"] = BATCH * LENGTH / found[part]["seconds"]
+    flops = BATCH * LENGTH * sum(training_flops(model.config, LENGTH).values())
+    return found | dict(gflops=flops / found["step"]["seconds"] / 1e9, product_gflops=product_gflops(precision))
+
+
+def run_child(checkout, *args):
+    "`measure` in a new process, with the package of a checkout."
+    command = [sys.executable, __file__, "--child", json.dumps(args)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkout,
+                         env=os.environ | dict(PYTHONPATH=str(checkout)))
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def show(row):
+    "A line of the table."
+    s, share = row["step"], row["gflops"] / row["product_gflops"]
+    rates = [row[k]["tokens_per_second"] for k in ("step", "evaluation", "evaluation_by_document")]
+    print(f"{row['pattern']:9} {row['precision']} {row['commit']:7}", *(f"{r:8,.0f}" for r in rates),
+          f"{share:5.0%} of the product",
+          f"{s['faults']:9,.0f} faults", f"{s['processor']:6.2f} s", f"{row['peak_bytes']/2**20:7,.0f} MiB", flush=True)
+
+
+@call_parse
+def main(before: str = None, # a checkout of an earlier commit
+         threads: int = 2, # torch's threads
+         repeat: int = 5, # measurements of which the median counts
+         patterns: str = "AMAMAMAM A8 M8 S8 (AF)4", # with spaces between
+         precisions: str = "fp32 bf16", # with spaces between
+         out: str = str(OUT), # file to write
+         child: str = None # for the processes that measure
+        ):
+    "Measure training and evaluation on the CPU."
+    if child: return print(json.dumps(measure(*json.loads(child))))
+    from hybrid_nb.core.files import save_json
+    from hybrid_nb.core.runs import environment, git_revision
+    checkouts = (dict(before=Path(before).resolve()) if before else {}) | dict(after=ROOT)
+    rows = []
+    for pattern in patterns.split():
+        for precision in precisions.split():
+            for commit, folder in checkouts.items():
+                found = run_child(folder, pattern, precision, threads, repeat)
+                rows.append(dict(pattern=pattern, precision=precision, commit=commit) | found)
+                show(rows[-1])
+    save_json(dict(batch=BATCH, length=LENGTH, words=WORDS, threads=threads, environment=environment(),
+                   revisions={k: git_revision(v) for k, v in checkouts.items()}, rows=rows), out)
