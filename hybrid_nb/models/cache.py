@@ -94,7 +94,7 @@ class TextsMixin:
         "A `ValueError` if `n` tokens cannot be taken back for where texts begin, or for padding in `recurrent` layers."
         if self.texts is None or not n: return
         kept = self.texts[:, :self.texts.shape[1] - n]
-        if kept.shape[1] and (kept.amax(1) != self.texts.amax(1)).any():
+        if kept.shape[1] and ((kept.amax(1) > 0) & (kept.amax(1) != self.texts.amax(1))).any():
             raise ValueError(f"crop: {n} tokens to take back, but the last text began after that")
         real = (self.texts[:, kept.shape[1]:] != 0).sum(1)
         held, left = [l for l in recurrent if l.conv_states[0] is not None], int((kept != 0).sum(1).max())
