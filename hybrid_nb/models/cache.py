@@ -96,15 +96,16 @@ class TextsMixin:
         kept = self.texts[:, :self.texts.shape[1] - n]
         if kept.shape[1] and ((kept.amax(1) > 0) & (kept.amax(1) != self.texts.amax(1))).any():
             raise ValueError(f"crop: {n} tokens to take back, but the last text began after that")
-        real = (self.texts[:, kept.shape[1]:] != 0).sum(1)
+        padding = self.padding_of_last(n)
         held, left = [l for l in recurrent if l.conv_states[0] is not None], int((kept != 0).sum(1).max())
-        short = any(l.conv_states[0].shape[-1] - int(real.max()) < min(l.conv_kernel_size[0] - 1, left) for l in held)
-        if recurrent and ((real != real[0]).any() or short):
+        over = [l.conv_states[0].shape[-1] - (n - int(padding[0])) - min(l.conv_kernel_size[0] - 1, left) for l in held]
+        if recurrent and ((padding != padding[0]).any() or min(over, default=0) < 0):
             raise ValueError(f"crop: {n} tokens to take back, but rows have different padding there, or too much")
 
-    def padding_of_last(self, n: int) -> int:
-        "How much of the last `n` tokens is padding, in rows that all have the same."
-        return 0 if self.texts is None or not n else n - int((self.texts[0, -n:] != 0).sum())
+    def padding_of_last(self, n: int) -> Tensor: # (batch,)
+        "How much of the last `n` tokens is padding that stands after others of its row."
+        real = self.texts != 0
+        return (~real & (real.cumsum(1) > 0))[:, real.shape[1] - n:].sum(1)
 
     def crop_texts(self, n: int):
         "Forget the numbers of the last `n` tokens."
@@ -145,7 +146,8 @@ class HybridCache(TextsMixin, DynamicCache):
     def crop(self, tokens_to_remove):
         self.check_crop(-tokens_to_remove) # before any layer is cut
         self.fixed = self.get_seq_length() + tokens_to_remove
-        for layer in self.layers: layer.padding = self.padding_of_last(-tokens_to_remove)
+        padding = 0 if self.texts is None else int(self.padding_of_last(-tokens_to_remove)[0])
+        for layer in self.layers: layer.padding = padding
         super().crop(tokens_to_remove)
         self.seen -= abs(tokens_to_remove)
         self.crop_texts(abs(tokens_to_remove))
