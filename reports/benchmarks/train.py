@@ -29,11 +29,12 @@ def repeated(f, repeat):
     return {k: statistics.median(r[k] for r in rows) for k in rows[0]}
 
 
-def product_gflops(precision, n=2048):
-    "Billions of operations a second of a square product."
+def product_gflops(precision, threads, n=2048):
+    "Billions of operations a square product has in a second, and in a second of all threads' processor time."
     import torch
     a, b = torch.randn(2, n, n).to(dict(fp32=torch.float32, bf16=torch.bfloat16)[precision])
-    return 2 * n**3 / repeated(lambda: a @ b, 5)["seconds"] / 1e9
+    took = repeated(lambda: a @ b, 5)
+    return dict(seconds=2 * n**3 / took["seconds"] / 1e9, processor=2 * n**3 * threads / took["processor"] / 1e9)
 
 
 def measure(pattern, precision, threads, repeat):
@@ -67,13 +68,12 @@ def measure(pattern, precision, threads, repeat):
     @torch.no_grad()
     def evaluation(each): objective.eval(); forward(1, each); objective.train()
 
-    found = dict(step=repeated(step, repeat), peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    found = dict(step=repeated(step, repeat))
+    found |= dict(peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     for name, each in dict(evaluation=False, evaluation_by_document=True).items():
         found[name] = repeated(lambda: evaluation(each), repeat)
-    for part in ("step", "evaluation", "evaluation_by_document"):
-        found[part]["tokens_per_second"] = BATCH * LENGTH / found[part]["seconds"]
     flops = BATCH * LENGTH * sum(training_flops(model.config, LENGTH).values())
-    return found | dict(gflops=flops / found["step"]["seconds"] / 1e9, product_gflops=product_gflops(precision))
+    return found | dict(flops=flops, product_gflops=product_gflops(precision, threads))
 
 
 def run_child(checkout, *args):
@@ -84,13 +84,14 @@ def run_child(checkout, *args):
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def show(row):
-    "A line of the table."
-    s, share = row["step"], row["gflops"] / row["product_gflops"]
-    rates = [row[k]["tokens_per_second"] for k in ("step", "evaluation", "evaluation_by_document")]
+def show(row, threads):
+    "A line of the table. Rates by the processor's time, which others on the machine disturb less than the clock."
+    step, tokens = row["step"], BATCH * LENGTH * threads
+    rates = [tokens / row[k]["processor"] for k in ("step", "evaluation", "evaluation_by_document")]
+    share = row["flops"] / step["processor"] * threads / 1e9 / row["product_gflops"]["processor"]
     print(f"{row['pattern']:9} {row['precision']} {row['commit']:7}", *(f"{r:8,.0f}" for r in rates),
-          f"{share:5.0%} of the product",
-          f"{s['faults']:9,.0f} faults", f"{s['processor']:6.2f} s", f"{row['peak_bytes']/2**20:7,.0f} MiB", flush=True)
+          f"{share:5.0%} of the product {step['faults']:9,.0f} faults {row['peak_bytes']/2**20:7,.0f} MiB "
+          f"{BATCH * LENGTH / step['seconds']:6,.0f} by the clock", flush=True)
 
 
 @call_parse
@@ -107,12 +108,13 @@ def main(before: str = None, # a checkout of an earlier commit
     from hybrid_nb.core.files import save_json
     from hybrid_nb.core.runs import environment, git_revision
     checkouts = (dict(before=Path(before).resolve()) if before else {}) | dict(after=ROOT)
+    about = dict(batch=BATCH, length=LENGTH, words=WORDS, threads=threads, environment=environment(),
+                 revisions={k: git_revision(v) for k, v in checkouts.items()})
     rows = []
     for pattern in patterns.split():
         for precision in precisions.split():
             for commit, folder in checkouts.items():
                 found = run_child(folder, pattern, precision, threads, repeat)
                 rows.append(dict(pattern=pattern, precision=precision, commit=commit) | found)
-                show(rows[-1])
-    save_json(dict(batch=BATCH, length=LENGTH, words=WORDS, threads=threads, environment=environment(),
-                   revisions={k: git_revision(v) for k, v in checkouts.items()}, rows=rows), out)
+                show(rows[-1], threads)
+                save_json(about | dict(rows=rows), out) # what is measured stays, whatever comes
