@@ -10,8 +10,7 @@ __all__ = ['most_named', 'study_comparison', 'pair_difference', 'failed_audits',
 # %% ../../nbs/07_study/12_summary.ipynb #afb7f624
 import math
 import numpy as np, pandas as pd
-from ..core.runs import read_document_sums
-from ..audit.sanity import BETTER_THAN_5GRAM
+from ..core.runs import BETTER_THAN_5GRAM, read_document_sums
 from .stats import compare_patterns, Comparison, run_label
 from .tables import bare_pattern
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 from fastcore.script import Param
 from ..core.commands import command, continues, duration, say_next, SettingsParam
-from ..audit.sanity import BETTER_THAN_5GRAM
-from ..core.runs import is_running, last_metrics, read_document_sums, read_summary, run_state
+from ..core.runs import (
+    BETTER_THAN_5GRAM, is_running, last_metrics, read_document_sums, read_summary, run_state)
 from ..data.loading import load_data
 from ..training.config import warn_patience
 from ..training.fields import all_settings, with_settings

@@ -10,7 +10,7 @@ __all__ = ['presets', 'scale_rate', 'rate_for_size', 'Preset', 'preset', 'step_m
 import math, os
 from dataclasses import dataclass
 import torch
-from ..core.commands import command
+from ..core.commands import command, say_next
 from ..core.patterns import find_pattern
 from ..models.config import HybridConfig
 from ..models.modeling import HybridForCausalLM
@@ -141,3 +141,5 @@ def hybrid_fit(pattern: str = "AMAMAMAM", # layer pattern, or name of a publishe
     n, used = largest_batch(model, length, None if gib is None else int(gib * 2**30))
     print(f"{n:,} windows of {length} tokens fit on {device.type}, taking {used/2**30:.2f} GiB in float32 with AdamW; "
           "for more, raise gradient_accumulation_steps")
+    given = dict(hidden_size=hidden_size, num_attention_heads=num_attention_heads, length=length, batch_size=n)
+    say_next("hybrid_train", "--pattern", pattern, *(str(w) for k, v in given.items() for w in (f"--{k}", v)))

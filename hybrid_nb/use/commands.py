@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from fastcore.script import Param
 from transformers import AutoModelForCausalLM
-from ..core.commands import command, load_plugin
+from ..core.commands import command, load_plugin, say_next
 from ..core.files import read_json
 from ..core.patterns import find_pattern, named_patterns
 from ..core.runs import list_checkpoints, load_config
@@ -205,3 +205,5 @@ def hybrid_audit(
     print(findings_json(found) if json else findings_text(found), flush=True)
     failed = [f.check for f in found if f.verdict == "fail"]
     if failed: raise RuntimeError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+    study = Path(target).parent if (Path(target)/"metrics.jsonl").exists() else Path(target)
+    if not json and _study_summaries(study): say_next("hybrid_report", study)

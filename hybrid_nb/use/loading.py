@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CONFIG_MAPPING
 from transformers.utils import logging as hf_logging
-from ..core.commands import command
+from ..core.commands import command, say_next
 from ..core.files import read_json
 from ..models.convert import from_transformers
 from ..models.modeling import describe
@@ -127,3 +127,4 @@ def hybrid_import(folder: str, # checkpoint of a Llama, Mistral, Mamba or Mamba-
         os.replace(tmp, out)
     finally: shutil.rmtree(tmp, ignore_errors=True)
     print(describe(model), f"written to {out}", sep="\n")
+    say_next("hybrid_chat" if tokenizer else "hybrid_audit", out)

@@ -3,9 +3,9 @@ import json, math
 from collections import Counter
 from pathlib import Path
 import numpy as np, pytest, torch
-from hybrid_nb.audit.sanity import (
-    audit_result, BETTER_THAN_5GRAM, cached_references, check_train_and_validation, ngram_loss)
+from hybrid_nb.audit.sanity import audit_result, cached_references, check_train_and_validation, ngram_loss
 from hybrid_nb.core.files import read_json
+from hybrid_nb.core.runs import BETTER_THAN_5GRAM
 from hybrid_nb.data.corpora import DataConfig
 from hybrid_nb.data.loading import load_data
 from hybrid_nb.models.config import HybridConfig

@@ -138,7 +138,7 @@ def test_many_processes(lab, forks, capsys, name, n, extra):
     kept = Path(shutil.copytree(base("hybrid"), lab/f"start-{name}"))
     settings = dict(corpus="chat.jsonl", dialog=True, init_from=f"start-{name}", steps=8, batch_size=8, log_every=1,
                     eval_every=4, checkpoint_every=4, vocab_size=2048)
-    assert command(capsys, **settings, name=f"alone-{name}") == (0, "")
+    assert command(capsys, **settings, name=f"alone-{name}") == (0, "now: hybrid_report runs/default\n")
     for r in forks.ranks(n, "hybrid_train", *flags(**settings | extra, name=name)): assert r.returncode == 0, r.stderr
     want, got = (Path("runs")/"default"/k for k in (f"alone-{name}", name))
     same_run(want, got)
