@@ -8,6 +8,7 @@ __all__ = ['ContextModelOutput', 'ContextOutput', 'ContextCache', 'ContextPreTra
 # %% ../../nbs/03_models/11_context_vector.ipynb #e4071317
 import math
 from dataclasses import dataclass
+from functools import wraps
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -269,6 +270,7 @@ class _ContextGenerationMixin(GenerationMixin):
             if generation_config.is_assistant: cache.activate_past_recording() # some of a draft is taken back
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation) # its signature is looked at
     def prepare_inputs_for_generation(self, *args, **kwargs):
         return without_past_texts(super().prepare_inputs_for_generation(*args, **kwargs))
 

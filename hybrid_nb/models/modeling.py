@@ -9,6 +9,7 @@ __all__ = ['Block', 'HybridPreTrainedModel', 'HybridModel', 'HybridForCausalLM',
 # %% ../../nbs/03_models/05_modeling.ipynb #36ef1d03
 import inspect
 from collections import Counter
+from functools import wraps
 import torch
 from torch import nn, Tensor
 from transformers import (
@@ -173,6 +174,7 @@ class _GenerationMixin(GenerationMixin):
                                  "fixed size anyway; leave it out")
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation) # its signature is looked at
     def prepare_inputs_for_generation(self, *args, **kwargs):
         return without_past_texts(super().prepare_inputs_for_generation(*args, **kwargs))
 

@@ -170,8 +170,11 @@ def _check_holds(cache, kinds, gaps, s):
 # %% ../../nbs/03_models/04_texts.ipynb #be656161
 def without_past_texts(inputs: dict # of a call of the model, by `generate`
                       ) -> dict: # the same
-    "Drop what is said of texts that the cache holds already."
-    cache = inputs.get("past_key_values")
+    "Drop what the cache holds already: tokens (transformers 5.17 gives them to a draft again), what is said of them."
+    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    new = mask.shape[1] - cache.get_seq_length() if cache is not None and mask is not None and mask.ndim == 2 else 0
+    for name in "input_ids", "position_ids":
+        if 0 < new < getattr(inputs.get(name), "shape", (0, 0))[-1]: inputs[name] = inputs[name][:, -new:]
     if getattr(cache, "texts", None) is not None: inputs.pop("position_ids", None)
     if cache is not None and cache.get_seq_length():
         for name in "segments", "seq_idx", "cu_seq_lens_q": inputs.pop(name, None)

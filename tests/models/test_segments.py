@@ -377,6 +377,19 @@ def test_generation_goes_on_with_the_last_text(pattern):
     assert model.generate(row, past_key_values=cache, **how)[0, 11:].tolist() == want
 
 
+@pytest.mark.parametrize("pattern", (LETTERS, "context"))
+@torch.no_grad()
+def test_generation_from_embeddings_and_after_a_prefix(pattern):
+    model, (a, b) = make(pattern), texts((6, 5))
+    how = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    want = model.generate(torch.cat([a, b], 1), **how)[0, 11:].tolist()
+    embeds = model.get_input_embeddings()(torch.cat([a, b], 1))
+    assert model.generate(inputs_embeds=embeds, **how)[0].tolist() == want
+    for more in dict(), dict(prompt_lookup_num_tokens=2), dict(assistant_model=make("AM")):
+        given = after(model, a)
+        assert model.generate(torch.cat([a, b], 1), **given, **how, **more)[0, 11:].tolist() == want
+
+
 @torch.no_grad()
 def test_attention_that_makes_its_masks_otherwise():
     model = make("LAW")
