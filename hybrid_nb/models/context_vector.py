@@ -17,9 +17,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 from ..mixers.plain_modules import is_plain
-from .cache import TextsMixin
 from .losses import head_cross_entropy
-from .texts import read_texts, without_past_texts
+from .texts import read_texts, TextsMixin, without_past_texts
 from .context_config import ContextConfig
 from .context_loop import (
     context_loop, context_loop_plain, ContextBlock, join_weights, LoopSpec, LoopWeights)
