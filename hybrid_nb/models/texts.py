@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import StaticCache
-from hybrid_nb.mixers.segments import (
-    ids_from_lengths, ids_from_mask, ids_from_positions, numbered, seen_in_mask, Segments, text_positions,
-    text_segments)
+from ..mixers.segments import (
+    check_segments, ids_from_lengths, ids_from_mask, ids_from_positions, numbered, seen_in_mask, Segments,
+    text_positions, text_segments)
 
 # %% ../../nbs/03_models/04_texts.ipynb #1d12327e
 def _fitting_mask(mask, b, l, past, cache):
@@ -38,9 +38,7 @@ def _given(x, mask, segments, seq_idx, cu_seq_lens):
     numbers = mask is not None and mask.ndim == 2 and not (mask.dtype == torch.bool or mask.is_floating_point())
     if segments is None and cu_seq_lens is None and numbers and not torch.compiler.is_compiling() and (mask > 1).any():
         segments = mask[:, -x.shape[1]:] # some collators number the texts there
-    if segments is not None and (segments.shape != x.shape[:2] or segments.is_floating_point()):
-        raise ValueError(f"segments: {segments.dtype} of shape {tuple(segments.shape)}, must be integers of shape "
-                         f"(batch, length) = {tuple(x.shape[:2])}")
+    if segments is not None: check_segments(segments, x)
     return segments
 
 def _numbers(x, mask, position_ids, past, named, recurrent, given, cu_seq_lens):
