@@ -1,23 +1,28 @@
 """What only a GPU can show: the same numbers as on the CPU, mixed precision, resume, speed and memory.
 
     python reports/benchmarks/gpu.py --out FILE.json [--only scan,model,...] [--steps 300] [--cache FOLDER]
+    python reports/benchmarks/gpu.py --out rates.json --only rates --seconds 400 --set '{"corpus": …}'
     python reports/benchmarks/gpu.py --out base-12-gpu.json --only study --recipes base base-mamba --steps 10000 \\
         --cache FOLDER --set '{"corpus": "books/large.jsonl.xz", "vocab_size": 16384, "precision": "bf16"}'
 
-Parts, in this order unless `--only` names some: scan, model, training, kernels, convolution, speed, kernel_speed,
-plans; and study, only if it is asked for. A part that `--out` holds already is not repeated; the file is written
-after each part.
+Parts, in this order unless `--only` names some: scan, model, texts, training, kernels, convolution, speed,
+kernel_speed, plans; rates and study only if they are asked for. A part that `--out` holds already is not repeated; the
+file is written after each part, and after each run of rates and study.
 
 Needs torch, transformers, accelerate and fastcore. `datasets` is needed only to prepare the corpus; a token cache
 prepared elsewhere (`HYBRID_NB_CACHE`, or --cache) will do, with the same version of tokenizers. Every check that
 fails is listed under "failed", and the exit code is then 1. `kernels` runs the tests of the Triton kernels compiled;
 `kernel_speed` times them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel; `plans` times
-other ways to cut the work, for whoever wants to improve `scan_triton._plan`. `study` trains recipes one after the
+other ways to cut the work, for whoever wants to improve `scan_triton._plan`. `rates` trains each letter at seven
+learning rates in four widths, then with fewer and with more steps, `--workers` runs at a time, until `--seconds` are
+over: does the best rate travel? `study` trains recipes one after the
 other, without papermill, and puts summary, curve and sums by validation document of each into the report as soon as
 it has them.
 """
 import argparse, importlib.util, json, re, shutil, statistics, subprocess, sys, tempfile, time, traceback
+from concurrent.futures import as_completed, ProcessPoolExecutor, TimeoutError
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 import torch
 root = Path(__file__).resolve().parents[2]
@@ -28,6 +33,8 @@ from hybrid_nb.mixers import scan_triton
 from hybrid_nb.mixers.scan import has_gpu_kernel, selective_scan, selective_scan_ref
 from hybrid_nb.models.config import HybridConfig
 from hybrid_nb.models.modeling import HybridForCausalLM, count_parameters
+from hybrid_nb.training.objective import Objective
+from hybrid_nb.training.runner import train_run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", required=True)
@@ -36,6 +43,8 @@ parser.add_argument("--steps", type=int, help="of training (default 300) and of 
 parser.add_argument("--device", default="cuda")
 parser.add_argument("--recipes", nargs="+", default=["base", "base-mamba"], help="groups of recipes, or single ones")
 parser.add_argument("--set", type=json.loads, default={}, help="settings of all runs of study, as JSON")
+parser.add_argument("--workers", type=int, default=12, help="runs of rates at a time")
+parser.add_argument("--seconds", type=float, default=300, help="after which rates starts no more runs and stops")
 parser.add_argument("--only", help="comma-separated parts to run, in this order")
 parser.add_argument("--quick", action="store_true", help="few shapes: does everything run?")
 args = parser.parse_args()
@@ -54,28 +63,37 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
 
 
+def scan_errors(length, dtype, texts):
+    "Outputs, state and gradients of one scan on the device beside the float64 recurrence on the CPU."
+    torch.manual_seed(0)
+    b, d, n, half = 2, 32, 16, ("u", "delta", "B", "C", "z")
+    t = dict(u=torch.randn(b, length, d), delta=torch.randn(b, length, d), A=-torch.rand(d, n) * 8,
+             B=torch.randn(b, length, n), C=torch.randn(b, length, n), D=torch.randn(d),
+             z=torch.randn(b, length, d), delta_bias=torch.randn(d) - 3, initial_state=torch.randn(b, d, n))
+    t = {k: v.to(dtype) if k in half else v for k, v in t.items()}
+    ours = {k: v.detach().clone().to(device).requires_grad_() for k, v in t.items()}
+    want = {k: v.detach().double().requires_grad_() for k, v in t.items()}
+    starts = torch.rand(b, length) < (texts - 1) / length if texts > 1 else None
+    said = dict(delta_softplus=True, return_state=True)
+    y, state = selective_scan(**ours, **said, starts=None if starts is None else starts.to(device))
+    y64, state64 = selective_scan_ref(**want, **said, starts=starts)
+    g, gs = torch.randn(y64.shape).double(), torch.randn(state64.shape).double()
+    ((y.double() * g.to(device)).sum() + (state.double() * gs.to(device)).sum()).backward()
+    ((y64 * g).sum() + (state64 * gs).sum()).backward()
+    errors = dict(y=relative(y.detach(), y64.detach()), state=relative(state.detach(), state64.detach()))
+    return errors | {f"d{k}": relative(ours[k].grad, want[k].grad) for k in t}
+
+
 def scan():
     "The scan and its gradients on the device against the float64 recurrence on the CPU."
-    rows, half = [], ("u", "delta", "B", "C", "z")
-    for length, dtype, limit in ((1, torch.float32, 1e-4), (77, torch.float32, 1e-4), (1000, torch.float32, 1e-4),
-                                 (1000, torch.bfloat16, 5e-2), (1000, torch.float16, 1e-2)):
-        torch.manual_seed(0)
-        b, d, n = 2, 32, 16
-        t = dict(u=torch.randn(b, length, d), delta=torch.randn(b, length, d), A=-torch.rand(d, n) * 8,
-                 B=torch.randn(b, length, n), C=torch.randn(b, length, n), D=torch.randn(d),
-                 z=torch.randn(b, length, d), delta_bias=torch.randn(d) - 3, initial_state=torch.randn(b, d, n))
-        t = {k: v.to(dtype) if k in half else v for k, v in t.items()}
-        ours = {k: v.detach().clone().to(device).requires_grad_() for k, v in t.items()}
-        want = {k: v.detach().double().requires_grad_() for k, v in t.items()}
-        y, state = selective_scan(**ours, delta_softplus=True, return_state=True)
-        y64, state64 = selective_scan_ref(**want, delta_softplus=True, return_state=True)
-        g, gs = torch.randn(y64.shape).double(), torch.randn(state64.shape).double()
-        ((y.double() * g.to(device)).sum() + (state.double() * gs.to(device)).sum()).backward()
-        ((y64 * g).sum() + (state64 * gs).sum()).backward()
-        errors = dict(y=relative(y.detach(), y64.detach()), state=relative(state.detach(), state64.detach()))
-        errors |= {f"d{k}": relative(ours[k].grad, want[k].grad) for k in t}
-        for k, v in errors.items(): check(f"scan {length} {dtype} {k}", v, limit)
-        rows.append(dict(length=length, dtype=str(dtype), errors=errors))
+    rows = []
+    for length, dtype, texts, limit in (
+            (1, torch.float32, 1, 1e-4), (77, torch.float32, 1, 1e-4), (1000, torch.float32, 1, 1e-4),
+            (1000, torch.bfloat16, 1, 5e-2), (1000, torch.float16, 1, 1e-2),
+            (77, torch.float32, 5, 1e-4), (1000, torch.float32, 30, 1e-4), (1000, torch.bfloat16, 30, 5e-2)):
+        errors = scan_errors(length, dtype, texts)
+        for k, v in errors.items(): check(f"scan {length} {dtype}, {texts} texts, {k}", v, limit)
+        rows.append(dict(length=length, dtype=str(dtype), texts=texts, errors=errors))
     return rows
 
 
@@ -232,6 +250,33 @@ def model():
     return rows
 
 
+def texts():
+    "Rows that hold several texts, and padding in front: logits and gradients as of each text alone."
+    rows, lengths = [], (70, 1, 33, 128, 2, 66)
+    small = dict(vocab_size=300, hidden_size=64, num_attention_heads=4, sliding_window=16, ssd_head_dim=16, dropout=0.)
+    for pattern in *"AWLMSG", "AMSGWLF":
+        torch.manual_seed(0)
+        m = HybridForCausalLM(HybridConfig(pattern=pattern, initializer_range=.1, **small)).to(device)
+        each = [torch.randint(1, 300, (1, n), device=device) for n in lengths]
+        weight = torch.randn(1, sum(lengths), 300, device=device) # of a sum of logits, whose gradients are compared
+        def outcome(logits):
+            m.zero_grad()
+            (logits * weight).sum().backward()
+            return [logits.detach(), *(p.grad.clone() for p in m.parameters())]
+        alone = outcome(torch.cat([m(x, use_cache=False).logits for x in each], 1))
+        number = torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))[None].to(device)
+        packed = outcome(m(torch.cat(each, 1), segments=number, use_cache=False).logits)
+        mask = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=device)
+        for row, n in zip(mask, lengths): row[-n:] = 1
+        ids = torch.zeros_like(mask).masked_scatter(mask.bool(), torch.cat(each, 1))
+        padded = outcome(m(ids, attention_mask=mask, use_cache=False).logits[mask.bool()][None])
+        row = dict(pattern=pattern)
+        for name, found in dict(packed=packed, padded=padded).items():
+            row[name] = check(f"texts {pattern} {name}", max(map(relative, found, alone)), 1e-3)
+        rows.append(row)
+    return rows
+
+
 def training():
     "The same run in three precisions, then stopped and resumed."
     from hybrid_nb.data.corpora import DataConfig
@@ -263,33 +308,85 @@ def training():
     return rows + [dict(precision="bf16, resumed", final_val_loss=resumed["final_val_loss"])]
 
 
+def step_of_base(pattern, packed):
+    "A training step of the base study's sizes; `packed`: of documents of 80 tokens that do not see each other."
+    torch.manual_seed(0)
+    torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    m = HybridForCausalLM(HybridConfig(pattern=pattern, fused_loss=True)).to(device)
+    f = Objective(m, 0 if packed else None)
+    optimizer = torch.optim.AdamW(m.parameters(), lr=4e-4, fused=True)
+    ids, seconds = torch.randint(1, 49152, (32, 513), device=device), []
+    ids[torch.rand(ids.shape, device=device) < 1/80] = 0
+    for _ in range(8):
+        torch.cuda.synchronize(); start = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16): loss, _ = f(ids[:, :-1], ids[:, 1:], 32*512)
+        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        torch.cuda.synchronize(); seconds.append(time.perf_counter() - start)
+    step = statistics.median(seconds[3:])
+    return dict(pattern=pattern, packed=packed, parameters=count_parameters(m), step_seconds=step,
+                fastest=min(seconds[3:]), slowest=max(seconds[3:]), tokens_per_second=32*512/step,
+                peak_memory_bytes=torch.cuda.max_memory_allocated())
+
+
 def speed():
     "Training steps of the base study's models: 384 wide, 49,152 words, 32 windows of 512, bf16 autocast."
-    rows = []
-    for pattern in "AAAAAAAA", "AMAMAMAM", "MMMMMMMM", "SSSSSSSS", "GGGGGGGG":
-        torch.manual_seed(0)
-        torch.cuda.reset_peak_memory_stats()
-        m = HybridForCausalLM(HybridConfig(pattern=pattern, fused_loss=True)).to(device)
-        optimizer = torch.optim.AdamW(m.parameters(), lr=4e-4, fused=True)
-        ids, seconds = torch.randint(0, 49152, (32, 513), device=device), []
-        for _ in range(8):
-            torch.cuda.synchronize(); start = time.perf_counter()
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = m(ids[:, :-1], shift_labels=ids[:, 1:], use_cache=False).loss
-            loss.backward(); optimizer.step(); optimizer.zero_grad()
-            torch.cuda.synchronize(); seconds.append(time.perf_counter() - start)
-        step = statistics.median(seconds[3:])
-        rows.append(dict(pattern=pattern, parameters=count_parameters(m), step_seconds=step, fastest=min(seconds[3:]),
-                         slowest=max(seconds[3:]), tokens_per_second=32*512/step,
-                         peak_memory_bytes=torch.cuda.max_memory_allocated()))
-        del m, optimizer
+    return [step_of_base(pattern, packed) for pattern in ("A8", "AMAMAMAM", "M8", "S8", "G8", "W8", "L8")
+            for packed in (False, True)]
+
+
+PATTERNS = "AAAA", "MMMM", "SSSS", "GGGG", "AMAM", "LLLL", "ASAS"
+RATES = [7.5e-4 * 2**k for k in range(7)]
+
+
+def rate_jobs():
+    "Every letter and two hybrids at seven rates: in four widths, then over fewer and over more steps."
+    for width, steps in ((64, 400), (512, 400), (128, 400), (256, 400), (128, 100), (128, 1600)):
+        for pattern in PATTERNS[:2] if args.quick else PATTERNS:
+            for rate in RATES[::3] if args.quick else RATES:
+                yield dict(pattern=pattern, hidden_size=width, learning_rate=rate, steps=args.steps or steps)
+
+
+def one_rate(job, folder, settings):
+    "The outcome of one run, in a process of its own."
+    torch.set_num_threads(1)
+    shared = dict(num_attention_heads=job["hidden_size"] // 32, ssd_head_dim=32, dropout=0., vocab_size=4096,
+                  length=256, batch_size=32, precision="bf16", warmup_steps=.1, final_eval_tokens=500_000,
+                  eval_every=job["steps"], eval_batches=1, save_best=False, checkpoint_every=0, recall_documents=0)
+    name = "-".join(map(str, job.values()))
+    start = time.perf_counter()
+    try: s = train_run(name=name, study="rates", runs=folder, progress=False, **shared | job | settings)
+    except Exception as e: return job | dict(error=f"{type(e).__name__}: {e}"[:300])
+    finally: shutil.rmtree(Path(folder)/"rates"/name, ignore_errors=True)
+    kept = ("final_val_loss", "train_loss", "parameters", "parameters_non_embedding", "tokens_seen", "seed")
+    return job | {k: s[k] for k in kept} | dict(seconds=round(time.perf_counter() - start, 2))
+
+
+def rates():
+    "Final losses by learning rate, for each pattern, width and number of steps; what no time was left for is counted."
+    rows = report.setdefault("rates", [])
+    done = {tuple(row[k] for k in ("pattern", "hidden_size", "learning_rate", "steps")) for row in rows}
+    jobs = [job for job in rate_jobs() if tuple(job.values()) not in done]
+    folder = tempfile.mkdtemp()
+    settings = dict(cache_dir=args.cache, device="cpu" if args.device == "cpu" else "auto") | args.set
+    pool = ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"))
+    futures = [pool.submit(one_rate, job, folder, settings) for job in jobs]
+    try:
+        for f in as_completed(futures, timeout=args.seconds):
+            rows.append(f.result())
+            if len(rows) % 10 == 0: save_json(report, args.out)
+            print(json.dumps(rows[-1]), flush=True)
+    except TimeoutError: pass
+    processes = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for p in processes: p.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+    report["rates_left"] = len(jobs) - sum(f.done() and not f.cancelled() for f in futures)
     return rows
 
 
 def study():
     "Published recipes at full width, or as --set has them."
     from hybrid_nb.training.recipes import recipe_group
-    from hybrid_nb.training.runner import train_run
     rows, folder = report.setdefault("study", []), Path(tempfile.mkdtemp())
     shared = dict(cache_dir=args.cache, save_best=False, checkpoint_every=0)
     if args.steps: shared["steps"] = args.steps
@@ -319,15 +416,21 @@ def what_it_left(run):
                 documents=dict(number=numbers.tolist()) | sums)
 
 
-every_part = [scan, model, training, kernels, convolution, speed, kernel_speed, plans]
-by_name = {f.__name__: f for f in [*every_part, study]}
-for part in [by_name[name] for name in args.only.split(",")] if args.only else every_part:
-    if part is not study and part.__name__ in report: continue
-    start = time.perf_counter()
-    try: report[part.__name__] = part()
-    except Exception: report["failed"].append(f"{part.__name__}: {traceback.format_exc()}")
-    shown = "" if part is study else json.dumps(report.get(part.__name__))
-    print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", shown, flush=True)
-    save_json(report, args.out)
-print("\n".join(report["failed"]) or "all checks passed")
-sys.exit(bool(report["failed"]))
+every_part = [scan, model, texts, training, kernels, convolution, speed, kernel_speed, plans]
+by_name = {f.__name__: f for f in [*every_part, rates, study]}
+
+
+def main():
+    for part in [by_name[name] for name in args.only.split(",")] if args.only else every_part:
+        if part not in (rates, study) and part.__name__ in report: continue
+        start = time.perf_counter()
+        try: report[part.__name__] = part()
+        except Exception: report["failed"].append(f"{part.__name__}: {traceback.format_exc()}")
+        shown = "" if part in (rates, study) else json.dumps(report.get(part.__name__))
+        print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", shown, flush=True)
+        save_json(report, args.out)
+    print("\n".join(report["failed"]) or "all checks passed")
+    sys.exit(bool(report["failed"]))
+
+
+if __name__ == "__main__": main() # the processes of rates import this file
