@@ -18,6 +18,7 @@ from .texts import TextsMixin
 # %% ../../nbs/03_models/04_cache.ipynb #8e7ea5b5
 class RecurrentLayer(LinearAttentionLayer):
     "What a recurrent mixer carries on: the last inputs of its convolution, and its state."
+    is_compileable = False # Python keeps what a draft may take back; `generate` would compile the step on a GPU
     past = None # while recording: the states after the last tokens, the newest last, after the one before them
     padding = 0 # of the tokens that are to be taken back
 

@@ -9,9 +9,9 @@ Parts, in this order unless `--only` names some: scan, model, texts, training, k
 kernel_speed, plans; rates and study only if they are asked for. A part that `--out` holds already is not repeated; the
 file is written after each part, and after each run of rates and study.
 
-Needs torch, transformers, accelerate and fastcore. `datasets` is needed only to prepare the corpus; a token cache
-prepared elsewhere (`HYBRID_NB_CACHE`, or --cache) will do, with the same version of tokenizers. Every check that
-fails is listed under "failed", and the exit code is then 1. `kernels` runs the tests of the Triton kernels compiled;
+Needs torch, transformers, accelerate, filelock and fastcore. `datasets` is needed only to prepare the corpus; a token
+cache prepared elsewhere (`HYBRID_NB_CACHE`, or --cache) will do, with the same version of tokenizers, and where the
+corpus has the same path, size and time of change (a file of zeros will do too). Every check that fails is listed under "failed", and the exit code is then 1. `kernels` runs the tests of the Triton kernels compiled;
 `kernel_speed` times them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel; `plans` times
 other ways to cut the work, for whoever wants to improve `scan_triton._plan`. `rates` trains each letter at seven
 learning rates in four widths, then with fewer and with more steps, `--workers` runs at a time, until `--seconds` are

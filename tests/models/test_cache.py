@@ -1,6 +1,6 @@
 "Generation with a cache is generation without one, and windows that hand their state on are one long window."
 import pytest, torch
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 from hybrid_nb.models.cache import WindowState
 from hybrid_nb.models.config import HybridConfig
 from hybrid_nb.models.context_config import ContextConfig
@@ -166,6 +166,16 @@ def test_caches_that_others_make(pattern, n):
             m.generate(ids, past_key_values=static, **GREEDY)
         with pytest.raises(ValueError, match=f"cache_implementation 'static': the state of pattern '{pattern}'"):
             m.generate(ids, cache_implementation="static", **GREEDY)
+
+
+@pytest.mark.parametrize("pattern", ("M2", "S2", "G2", "AMAM"))
+def test_generate_does_not_compile_by_itself(pattern):
+    "As transformers does on a GPU for caches that allow it; ours keep in Python what belongs to which text."
+    m = lively(pattern)
+    cache = m(random_ids(3), use_cache=True).past_key_values
+    everywhere = CompileConfig()
+    everywhere._compile_all_devices = True
+    assert not m._valid_auto_compile_criteria(dict(past_key_values=cache), GenerationConfig(compile_config=everywhere))
 
 
 @pytest.mark.parametrize("n", [1, 9])
