@@ -11,9 +11,10 @@ file is written after each part, and after each run of rates and study.
 
 Needs torch, transformers, accelerate, filelock and fastcore. `datasets` is needed only to prepare the corpus; a token
 cache prepared elsewhere (`HYBRID_NB_CACHE`, or --cache) will do, with the same version of tokenizers, and where the
-corpus has the same path, size and time of change (a file of zeros will do too). Every check that fails is listed under "failed", and the exit code is then 1. `kernels` runs the tests of the Triton kernels compiled;
-`kernel_speed` times them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel; `plans` times
-other ways to cut the work, for whoever wants to improve `scan_triton._plan`. `rates` trains each letter at seven
+corpus has the same path, size and time of change (a file of zeros will do too). Every check that fails is listed under
+"failed", and the exit code is then 1. `kernels` runs the tests of the Triton kernels compiled; `kernel_speed` times
+them beside the torch form and, where it is installed, `mamba_ssm`'s CUDA kernel; `plans` times other ways to cut the
+work, for whoever wants to improve `scan_triton._plan`. `rates` trains each letter at seven
 learning rates in four widths, then with fewer and with more steps, `--workers` runs at a time, until `--seconds` are
 over: does the best rate travel? `study` trains recipes one after the
 other, without papermill, and puts summary, curve and sums by validation document of each into the report as soon as
