@@ -81,7 +81,8 @@ def conv_silu(
 
 def _conv_kernel(x, conv):
     "The kernel for these numbers, or None."
-    if x.device.type == "cpu" and x.dtype == conv.weight.dtype == torch.float32 and has_cpu_kernel():
+    halves = torch.float32, torch.bfloat16
+    if x.device.type == "cpu" and x.dtype in halves and conv.weight.dtype in halves and has_cpu_kernel():
         from hybrid_nb.mixers.scan_cpu import conv_silu_cpu
         return conv_silu_cpu
     if x.device.type == "cuda" and x.dtype != torch.float64 and has_gpu_kernel():

@@ -208,7 +208,7 @@ def _scan_chunked(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_soft
 def has_cpu_kernel() -> bool:
     "Whether the compiled kernels for the CPU can be used: they need `numba`."
     try:
-        import hybrid_nb.mixers.scan_cpu # noqa: F401
+        import hybrid_nb.mixers.attention_cpu, hybrid_nb.mixers.scan_cpu # noqa: F401
         return True
     except ImportError: return False
 

@@ -6,205 +6,215 @@
 __all__ = ['scan_cpu', 'decay_sum_cpu', 'conv_silu_cpu']
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #9a831bd9
-import numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .cpu_common import (
-    as_numpy, copied, exp2, f4, fast_softplus, jit, LN2, LOG2E, run_blocks, sigmoid)
+    as_numpy, copied, exp2, f4, fast_softplus, flat, jit, LANES, lanes, LN2, load, LOG2E, of_one_type, run_blocks,
+    sigmoid, store, token_rows, total)
 from .segments import log_decay_at
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #b8767958
-# rows of a token: u, Δ as given, Δ, Δu, output, gate, gradient of the output
-_U, _RAW, _DT, _X, _OUT, _Z, _DY = range(7)
-_TOKEN = 7 # rows a token
+@jit
+def _rates(A, c, R):
+    "Rates of 16 channels from `c` on, a row a state, times log2(e)."
+    for n in range(A.shape[1]):
+        for j in range(LANES): R[n*LANES + j] = A[c+j, n] * LOG2E
 
 @jit
-def _load(S, row, x, b, t, c, w):
-    "Copy `x[b, t, c:c+w]`, one token's numbers for a block of channels, into a row of `S`."
-    v = x[b, t, c:c+w]
-    for j in range(w): S[row, j] = v[j]
-
-@jit
-def _store(S, row, x, b, t, c, w):
-    "Copy a row of `S` into `x[b, t, c:c+w]`."
-    v = x[b, t, c:c+w]
-    for j in range(w): v[j] = S[row, j]
+def _read(u, iu, fu, delta, i, fd, bias, skip, softplus, DT, X, OUT, m):
+    "Δ with bias and softplus, Δu, and what the skip adds to the output, of `m` tokens `fu` and `fd` numbers apart."
+    for s in range(m):
+        x, dt = load(u, iu + s*fu), load(delta, i + s*fd) + bias
+        if softplus: dt = fast_softplus(dt)
+        store(DT, s*LANES, dt)
+        store(X, s*LANES, dt * x)
+        store(OUT, s*LANES, skip * x)
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #db234f7d
 @jit
-def _step_size(S, r, bias, softplus, W):
-    "Rows `_DT` and `_X` of the token whose rows start at `r`, from its rows `_RAW` and `_U`."
-    for j in range(W): S[r+_RAW, j] += S[bias, j]
-    if softplus:
-        for j in range(W): S[r+_DT, j] = fast_softplus(S[r+_RAW, j])
-    else:
-        for j in range(W): S[r+_DT, j] = S[r+_RAW, j]
-    for j in range(W): S[r+_X, j] = S[r+_DT, j] * S[r+_U, j]
+def _advance(h, rate, B, C, border, t, n, DT, X, OUT, m):
+    "State `n` after the `m` tokens from `t` on; what is read is added to `OUT`."
+    for s in range(m):
+        a = exp2(load(DT, s*LANES) * rate + border[t+s])
+        h = a * h + load(X, s*LANES) * B[t+s, n]
+        store(OUT, s*LANES, load(OUT, s*LANES) + h * C[t+s, n])
+    return h
 
-# %% ../../nbs/02_mixers/03_scan_cpu.ipynb #2cb67e98
 @jit
-def _advance(S, r, rates, states, B, C, border, b, t, N, W):
-    "Move all states of the block over one token; `S[r+OUT]` is what is read."
-    cut = border[b, t]
-    for j in range(W): S[r+_OUT, j] = f4(0)
-    for n in range(N):
-        bn, cn = B[b, t, n], C[b, t, n]
-        for j in range(W):
-            h = exp2(S[r+_DT, j] * S[rates+n, j] + cut) * S[states+n, j] + S[r+_X, j] * bn
-            S[states+n, j] = h
-            S[r+_OUT, j] += h * cn
+def _write(z, iz, fz, gate, OUT, y, i, f, m):
+    "The outputs of `m` tokens, through the gate if there is one."
+    for s in range(m):
+        out = load(OUT, s*LANES)
+        if gate:
+            g = load(z, iz + s*fz)
+            out = out * (g * sigmoid(g))
+        store(y, i + s*f, out)
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #49c372bf
 @jit
-def _forward(u, delta, A, B, C, D, z, bias, h0, border, softplus, gate, y, last, starts, K, W, first, stop):
+def _forward(u, fu, delta, fd, z, fz, A, B, C, D, bias, h0, border, softplus, gate, y, last, starts, L, K, first, stop):
     "Tasks `first` to `stop` of the forward pass; fills `y`, `last` and `starts`."
-    (_, L, nc), N = u.shape, A.shape[1]
-    blocks = (nc + W - 1) // W
-    BIAS, SKIP, rates, states = _TOKEN, _TOKEN+1, _TOKEN+2, _TOKEN+2+N
-    S = np.empty((_TOKEN + 2 + 2*N, W), f4)
+    nc, N = A.shape
+    blocks, parts = nc // LANES, (L + K - 1) // K
+    DT, X, OUT = np.empty(K*LANES, f4), np.empty(K*LANES, f4), np.empty(K*LANES, f4)
+    R, H = np.empty(N*LANES, f4), np.empty(N*LANES, f4)
     for i in range(first, stop):
-        b, c = i // blocks, i % blocks * W
-        w = min(W, nc - c)
-        S[:] = f4(0)
-        S[BIAS, :w], S[SKIP, :w] = bias[c:c+w], D[c:c+w]
-        for n in range(N): S[rates+n, :w], S[states+n, :w] = A[c:c+w, n] * LOG2E, h0[b, c:c+w, n]
-        for t in range(L):
-            if t % K == 0:
-                for n in range(N): starts[b, t//K, n, c:c+w] = S[states+n, :w]
-            _load(S, _U, u, b, t, c, w)
-            _load(S, _RAW, delta, b, t, c, w)
-            _step_size(S, 0, BIAS, softplus, W)
-            _advance(S, 0, rates, states, B, C, border, b, t, N, W)
-            for j in range(W): S[_OUT, j] += S[SKIP, j] * S[_U, j]
-            if gate:
-                _load(S, _Z, z, b, t, c, w)
-                for j in range(W): S[_OUT, j] *= S[_Z, j] * sigmoid(S[_Z, j])
-            _store(S, _OUT, y, b, t, c, w)
-        for n in range(N): last[b, c:c+w, n] = S[states+n, :w]
+        b, c = i // blocks, i % blocks * LANES
+        _rates(A, c, R)
+        for n in range(N):
+            for j in range(LANES): H[n*LANES + j] = h0[b, c+j, n]
+        for q in range(parts):
+            m, t = min(K, L - q*K), b*L + q*K
+            _read(u, t*fu + c, fu, delta, t*fd + c, fd, load(bias, c), load(D, c), softplus, DT, X, OUT, m)
+            for n in range(N):
+                h = load(H, n*LANES)
+                store(starts, ((b*parts + q)*N + n)*nc + c, h)
+                store(H, n*LANES, _advance(h, load(R, n*LANES), B, C, border, t, n, DT, X, OUT, m))
+            _write(z, t*fz + c, fz, gate, OUT, y, t*nc + c, nc, m)
+        for n in range(N):
+            for j in range(LANES): last[b, c+j, n] = H[n*LANES + j]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #d6f41d8a
 @jit
-def _recompute(S, r, rates, old, new, decays, B, C, border, b, t, N, W):
-    "`_advance`, with decays and new states in rows of their own."
-    cut = border[b, t]
-    for j in range(W): S[r+_OUT, j] = f4(0)
-    for n in range(N):
-        bn, cn = B[b, t, n], C[b, t, n]
-        for j in range(W):
-            a = exp2(S[r+_DT, j] * S[rates+n, j] + cut)
-            h = a * S[old+n, j] + S[r+_X, j] * bn
-            S[decays+n, j], S[new+n, j] = a, h
-            S[r+_OUT, j] += h * cn
+def _advance_again(h, rate, B, C, border, t, n, DT, X, OUT, DECAY, OLD, m):
+    "`_advance`, which keeps the decays and the states before each token."
+    for s in range(m):
+        a = exp2(load(DT, s*LANES) * rate + border[t+s])
+        store(DECAY, s*LANES, a)
+        store(OLD, s*LANES, h)
+        h = a * h + load(X, s*LANES) * B[t+s, n]
+        store(OUT, s*LANES, load(OUT, s*LANES) + h * C[t+s, n])
+    return h
 
 @jit
-def _adjoint(S, r, rates, G, dA, dx, ddt, old, new, decays, B, C, dB, dC, k, b, t, N, W):
-    "One token back: rows `G` (gradient of the state), `dA`, `dx` (of Δu) and `ddt` (of Δ, through the decays)."
-    for j in range(W): S[dx, j] = S[ddt, j] = f4(0)
-    for n in range(N):
-        bn, cn, sum_b, sum_c = B[b, t, n], C[b, t, n], f4(0), f4(0)
-        for j in range(W):
-            g = S[G+n, j] + S[r+_DY, j] * cn
-            sum_c += S[r+_DY, j] * S[new+n, j]
-            sum_b += g * S[r+_X, j]
-            S[dx, j] += g * bn
-            ga = g * S[decays+n, j]
-            gah = ga * S[old+n, j]
-            S[ddt, j] += gah * S[rates+n, j]
-            S[dA+n, j] += gah * S[r+_DT, j]
-            S[G+n, j] = ga
-        dB[k, b, t, n], dC[k, b, t, n] = sum_b, sum_c
+def _adjoint(g, h, rate, dA, B, C, t, n, DT, X, DY, DX, DDT, DECAY, OLD, dB, dC, m):
+    "Back over `m` tokens: the gradient `g` of the state after them becomes that of the state before; `dA` adds up."
+    for s in range(m - 1, -1, -1):
+        d, x, dt = load(DY, s*LANES), load(X, s*LANES), load(DT, s*LANES)
+        g = g + d * C[t+s, n]
+        dC[s, n] += total(d * h)
+        dB[s, n] += total(g * x)
+        store(DX, s*LANES, load(DX, s*LANES) + g * B[t+s, n])
+        g, h = g * load(DECAY, s*LANES), load(OLD, s*LANES)
+        gh = g * h
+        store(DDT, s*LANES, load(DDT, s*LANES) + gh * rate)
+        dA = dA + gh * dt
+    return g, dA
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #228cb6c2
 @jit
-def _gate_grad(S, r, skip, W):
-    "Turn row `_Z` into its gradient, and row `_DY` into the gradient of the output before the gate."
-    for j in range(W):
-        z, y = S[r+_Z, j], S[r+_OUT, j] + S[skip, j] * S[r+_U, j]
-        s = sigmoid(z)
-        S[r+_Z, j] = S[r+_DY, j] * y * s * (f4(1) + z * (f4(1) - s))
-        S[r+_DY, j] *= z * s
+def _read_grad(dy, i, fy, z, iz, fz, gate, DY, DX, DDT, m):
+    "The gradient of the output before the gate; rows for other gradients are set to zero."
+    for s in range(m):
+        d = load(dy, i + s*fy)
+        if gate:
+            g = load(z, iz + s*fz)
+            d = d * (g * sigmoid(g))
+        store(DY, s*LANES, d)
+        store(DX, s*LANES, lanes(f4(0)))
+        store(DDT, s*LANES, lanes(f4(0)))
 
 @jit
-def _token_grad(S, r, dx, ddt, skip, dskip, dbias, softplus, W):
-    "From the gradients of Δu and Δ to those of `u` (row `dx`), `delta` (row `ddt`), skip and bias."
-    for j in range(W):
-        S[ddt, j] = S[ddt, j] * LN2 + S[dx, j] * S[r+_U, j]
-        S[dx, j] = S[dx, j] * S[r+_DT, j] + S[r+_DY, j] * S[skip, j]
-        S[dskip, j] += S[r+_DY, j] * S[r+_U, j]
-    if softplus:
-        for j in range(W): S[ddt, j] *= sigmoid(S[r+_RAW, j])
-    for j in range(W): S[dbias, j] += S[ddt, j]
+def _write_gate(dy, i, fy, z, iz, fz, OUT, dz, io, f, m):
+    for s in range(m):
+        g = load(z, iz + s*fz)
+        p = sigmoid(g)
+        store(dz, io + s*f, load(dy, i + s*fy) * load(OUT, s*LANES) * p * (f4(1) + g * (f4(1) - p)))
+
+@jit
+def _write_grads(u, iu, fu, delta, i, fd, bias, skip, softplus, DT, DY, DX, DDT, du, ddelta, io, f, dskip, dbias, m):
+    "From the gradients of Δu and Δ to those of `u` and `delta`; the sums for skip and bias go on."
+    for s in range(m):
+        x, dx, d = load(u, iu + s*fu), load(DX, s*LANES), load(DY, s*LANES)
+        ddt = load(DDT, s*LANES) * LN2 + dx * x
+        if softplus: ddt = ddt * sigmoid(load(delta, i + s*fd) + bias)
+        store(du, io + s*f, dx * load(DT, s*LANES) + d * skip)
+        store(ddelta, io + s*f, ddt)
+        dskip, dbias = dskip + d * x, dbias + ddt
+    return dskip, dbias
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #c20a71cc
 @jit
-def _backward(u, delta, A, B, C, D, z, bias, border, starts, dy, dlast, softplus, gate,
-              du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, K, W, first, stop):
-    "Tasks `first` to `stop` of the backward pass; sums over batch and blocks are left to the caller."
-    (_, L, nc), N = u.shape, A.shape[1]
-    blocks = (nc + W - 1) // W
-    BIAS, SKIP, dBIAS, dSKIP, dX, dDT, rates = range(7)
-    G, dRATES, tokens = rates + N, rates + 2*N, rates + 3*N
-    states, decays = tokens + _TOKEN*K, tokens + _TOKEN*K + (K+1)*N
-    S = np.empty((decays + K*N, W), f4)
+def _backward_block(u, fu, delta, fd, z, fz, A, B, C, D, bias, border, starts, dy, fy, dlast, softplus, gate,
+                    du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, L, K, b, c, rows, R, G, DA):
+    "The backward pass of 16 channels from `c` on of sequence `b`; adds to `dB` and `dC` (length, states)."
+    (nc, N), parts = A.shape, (L + K - 1) // K
+    DT, X, OUT, DY, DX, DDT, DECAY, OLD = rows
+    skip, shift = load(D, c), load(bias, c)
+    dskip, dshift = lanes(f4(0)), lanes(f4(0))
+    _rates(A, c, R)
+    for n in range(N):
+        store(DA, n*LANES, lanes(f4(0)))
+        for j in range(LANES): G[n*LANES + j] = dlast[b, c+j, n]
+    for q in range(parts - 1, -1, -1):
+        m, t = min(K, L - q*K), b*L + q*K
+        iu, i, iz, iy, io = t*fu + c, t*fd + c, t*fz + c, t*fy + c, t*nc + c
+        _read(u, iu, fu, delta, i, fd, shift, skip, softplus, DT, X, OUT, m)
+        _read_grad(dy, iy, fy, z, iz, fz, gate, DY, DX, DDT, m)
+        for n in range(N):
+            rate, h = load(R, n*LANES), load(starts, ((b*parts + q)*N + n)*nc + c)
+            h = _advance_again(h, rate, B, C, border, t, n, DT, X, OUT, DECAY, OLD, m)
+            g, da = _adjoint(load(G, n*LANES), h, rate, load(DA, n*LANES), B, C, t, n, DT, X, DY, DX, DDT, DECAY, OLD,
+                             dB[q*K:], dC[q*K:], m)
+            store(G, n*LANES, g)
+            store(DA, n*LANES, da)
+        if gate: _write_gate(dy, iy, fy, z, iz, fz, OUT, dz, io, nc, m)
+        dskip, dshift = _write_grads(u, iu, fu, delta, i, fd, shift, skip, softplus, DT, DY, DX, DDT,
+                                     du, ddelta, io, nc, dskip, dshift, m)
+    store(dD, b*nc + c, dskip)
+    store(dbias, b*nc + c, dshift)
+    for n in range(N):
+        for j in range(LANES): dA[b, c+j, n], dh0[b, c+j, n] = DA[n*LANES + j], G[n*LANES + j]
+
+@jit
+def _backward(u, fu, delta, fd, z, fz, A, B, C, D, bias, border, starts, dy, fy, dlast, softplus, gate,
+              du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, L, K, each, first, stop):
+    "Tasks `first` to `stop` of the backward pass; sums over batch and tasks are left to the caller."
+    nc, N = A.shape
+    tasks = (nc // LANES + each - 1) // each
+    new = lambda n: np.empty(n*LANES, f4)
+    rows = new(K), new(K), new(K), new(K), new(K), new(K), new(K), new(K)
+    R, G, DA = new(N), new(N), new(N)
     for i in range(first, stop):
-        b, k = i // blocks, i % blocks
-        c = k * W
-        w = min(W, nc - c)
-        S[:] = f4(0)
-        S[BIAS, :w], S[SKIP, :w] = bias[c:c+w], D[c:c+w]
-        for n in range(N): S[rates+n, :w], S[G+n, :w] = A[c:c+w, n] * LOG2E, dlast[b, c:c+w, n]
-        for q in range((L + K - 1) // K - 1, -1, -1):
-            m = min(K, L - q*K)
-            for n in range(N): S[states+n, :w] = starts[b, q, n, c:c+w]
-            for s in range(m):
-                r, t = tokens + _TOKEN*s, q*K + s
-                _load(S, r+_U, u, b, t, c, w)
-                _load(S, r+_RAW, delta, b, t, c, w)
-                _load(S, r+_DY, dy, b, t, c, w)
-                _step_size(S, r, BIAS, softplus, W)
-                _recompute(S, r, rates, states+s*N, states+s*N+N, decays+s*N, B, C, border, b, t, N, W)
-                if gate:
-                    _load(S, r+_Z, z, b, t, c, w)
-                    _gate_grad(S, r, SKIP, W)
-                    _store(S, r+_Z, dz, b, t, c, w)
-            for s in range(m-1, -1, -1):
-                r, t = tokens + _TOKEN*s, q*K + s
-                _adjoint(S, r, rates, G, dRATES, dX, dDT, states+s*N, states+s*N+N, decays+s*N,
-                         B, C, dB, dC, k, b, t, N, W)
-                _token_grad(S, r, dX, dDT, SKIP, dSKIP, dBIAS, softplus, W)
-                _store(S, dX, du, b, t, c, w)
-                _store(S, dDT, ddelta, b, t, c, w)
-        dD[b, c:c+w], dbias[b, c:c+w] = S[dSKIP, :w], S[dBIAS, :w]
-        for n in range(N): dA[b, c:c+w, n], dh0[b, c:c+w, n] = S[dRATES+n, :w], S[G+n, :w]
+        b, k = i // tasks, i % tasks
+        dB[k, b], dC[k, b] = f4(0), f4(0)
+        for c in range(k*each*LANES, min((k+1)*each*LANES, nc), LANES):
+            _backward_block(u, fu, delta, fd, z, fz, A, B, C, D, bias, border, starts, dy, fy, dlast, softplus, gate,
+                            du, ddelta, dA, dB[k, b], dC[k, b], dD, dz, dbias, dh0, L, K, b, c, rows, R, G, DA)
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #a873b9af
-def _sizes(batch, channels, states):
-    "Tokens between two saved states, and channels in a block."
-    K, W = max(32, states), 128
-    while W > 32 and (W * states > 4096 or batch * -(-channels // W) < 16): W //= 2
-    return K, min(W, -(-channels // 16) * 16)
+def _stretch(states): # tokens between two saved states
+    return max(32, states)
+
+def _tasks(batch, channels):
+    "Tasks a sequence in the backward pass, and blocks of 16 channels in each."
+    blocks = channels // LANES
+    each = -(-blocks // min(blocks, -(-16 // batch)))
+    return -(-blocks // each), each
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #5d6f4416
-def _inputs(u, delta, A, B, C, D, z, bias, h0, border):
+def _inputs(u, delta, A, B, C, D, z, bias, border):
     "Arrays for the kernels; zeros stand for what is absent, and `z` is any array if there is no gate."
     (b, l, c), n = u.shape, A.shape[1]
-    D, bias = (u.new_zeros(c) if x is None else x for x in (D, bias))
-    h0, border = u.new_zeros(b, c, n) if h0 is None else h0, u.new_zeros(b, l) if border is None else border
-    return [*map(as_numpy, (u, delta, A, B, C)), copied(D), as_numpy(u if z is None else z), copied(bias),
-            as_numpy(h0), as_numpy(border)]
+    D, bias = (A.new_zeros(c) if x is None else x for x in (D, bias))
+    border = A.new_zeros(b, l) if border is None else border
+    tokens = [v for x in (u, delta, u if z is None else z) for v in token_rows(x)]
+    return [*tokens, as_numpy(A), *(as_numpy(x).reshape(-1, n) for x in (B, C)), copied(D), copied(bias), flat(border)]
 
 @torch.library.custom_op("hybrid_nb::scan_cpu", mutates_args=())
 def _scan_op(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor|None, z: Tensor|None,
              bias: Tensor|None, h0: Tensor|None, border: Tensor|None, softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
-    (b, _, c), n = u.shape, A.shape[1]
-    K, W = _sizes(b, c, n)
+    (b, l, c), n = u.shape, A.shape[1]
     y, last, starts = _outputs(u, A)
-    run_blocks(_forward, b * -(-c // W), *_inputs(u, delta, A, B, C, D, z, bias, h0, border), softplus, z is not None,
-               y.numpy(), last.numpy(), starts.numpy(), K, W)
+    *args, border = _inputs(u, delta, A, B, C, D, z, bias, border)
+    h0 = torch.zeros_like(last) if h0 is None else h0
+    run_blocks(_forward, b * c // LANES, *args, as_numpy(h0), border, softplus, z is not None, flat(y), last.numpy(),
+               flat(starts), l, _stretch(n))
     return y, last, starts
 
 def _outputs(u, A):
     (b, l, c), n = u.shape, A.shape[1]
-    return u.new_empty(b, l, c), u.new_empty(b, c, n), u.new_empty(b, -(-l // _sizes(b, c, n)[0]), n, c)
+    return u.new_empty(b, l, c), A.new_empty(b, c, n), A.new_empty(b, -(-l // _stretch(n)), n, c)
 
 @_scan_op.register_fake
 def _(u, delta, A, B, C, D, z, bias, h0, border, softplus): return _outputs(u, A)
@@ -215,22 +225,21 @@ def _scan_grad_op(dy: Tensor, dlast: Tensor|None, u: Tensor, delta: Tensor, A: T
                   D: Tensor|None, z: Tensor|None, bias: Tensor|None, h0: Tensor|None, border: Tensor|None,
                   softplus: bool, starts: Tensor) -> list[Tensor]:
     (b, l, c), n = u.shape, A.shape[1]
-    K, W = _sizes(b, c, n)
-    blocks = -(-c // W)
-    new = lambda *s: u.new_empty(s)
-    du, ddelta, dA, dB, dC = new(b, l, c), new(b, l, c), new(b, c, n), new(blocks, b, l, n), new(blocks, b, l, n)
-    dD, dz, dbias, dh0 = new(b, c), new(b, l, c if z is not None else 0), new(b, c), new(b, c, n)
+    tasks, each = _tasks(b, c)
+    du, ddelta, dz = (u.new_empty(b, l, c if x is not None else 0) for x in (u, delta, z))
+    dA, dh0, dB, dC, dD, dbias = (A.new_empty(s) for s in ((b, c, n),)*2 + ((tasks, b, l, n),)*2 + ((b, c),)*2)
     dlast = torch.zeros_like(dh0) if dlast is None else dlast
-    *args, _, border = _inputs(u, delta, A, B, C, D, z, bias, h0, border)
-    run_blocks(_backward, b * blocks, *args, border, *map(as_numpy, (starts, dy, dlast)), softplus, z is not None,
-               *(x.numpy() for x in (du, ddelta, dA, dB, dC, dD, dz, dbias, dh0)), K, W)
+    run_blocks(_backward, b * tasks, *_inputs(u, delta, A, B, C, D, z, bias, border), flat(starts), *token_rows(dy),
+               as_numpy(dlast), softplus, z is not None, flat(du), flat(ddelta), dA.numpy(), dB.numpy(), dC.numpy(),
+               flat(dD), flat(dz), flat(dbias), dh0.numpy(), l, _stretch(n), each)
     return [du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, dbias.sum(0), dh0]
 
 @_scan_grad_op.register_fake
 def _(dy, dlast, u, delta, A, B, C, D, z, bias, h0, border, softplus, starts):
     (b, l, c), n = u.shape, A.shape[1]
-    dz = b, l, c if z is not None else 0
-    return [u.new_empty(s) for s in ((b, l, c), (b, l, c), (c, n), (b, l, n), (b, l, n), (c,), dz, (c,), (b, c, n))]
+    like_u = [u.new_empty(b, l, c), u.new_empty(b, l, c), u.new_empty(b, l, c if z is not None else 0)]
+    like_A = [A.new_empty(s) for s in ((c, n), (b, l, n), (b, l, n), (c,), (c,), (b, c, n))]
+    return [*like_u[:2], *like_A[:4], like_u[2], *like_A[4:]]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #d6942b16
 def _save(ctx, inputs, output):
@@ -261,9 +270,15 @@ def scan_cpu(
     starts: Tensor|None = None         # (batch, length)
 ) -> tuple[Tensor, Tensor]: # y (batch, length, channels) like `u`, last state (batch, channels, state) in float32
     "`selective_scan` for CPU tensors, computed in float32."
-    tensors = u, delta, A, B, C, D, z, delta_bias, initial_state, log_decay_at(starts, torch.float32)
-    y, h, _ = _scan_op(*(x if x is None else x.float().contiguous() for x in tensors), delta_softplus)
-    return y.to(u.dtype), h
+    dtype, (u, delta, z) = u.dtype, of_one_type(u, delta, z)
+    rest = A, B, C, D, delta_bias, initial_state, log_decay_at(starts, torch.float32)
+    A, B, C, D, bias, h, border = (None if x is None else x.float().contiguous() for x in rest)
+    if odd := -u.shape[2] % LANES: # channels that are not there: what they hold is 0, and stays 0
+        u, delta, z, D, bias = (None if x is None else F.pad(x, (0, odd)) for x in (u, delta, z, D, bias))
+        A, h = (None if x is None else F.pad(x, (0, 0, 0, odd)) for x in (A, h))
+    y, h, _ = _scan_op(u, delta, A, B, C, D, z, bias, h, border, delta_softplus)
+    if odd: y, h = y[..., :-odd], h[:, :-odd]
+    return y.to(dtype), h
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #0245eb93
 @jit
@@ -348,108 +363,93 @@ decay_sum_cpu.register_autograd(lambda ctx, dy: tuple(_decay_grad_op(dy, *ctx.sa
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #eaa68877
 @jit
-def _conv_sum(S, x, since, b, t, c, m, K, W):
-    "Row 0 = bias (row 1) plus the last `K` inputs times their weights (rows from 2, that of the newest input last)."
-    for j in range(W): S[0, j] = S[1, j]
-    for k in range(max(0, K-1-min(t, since[b, t])), K):
-        v = x[b, t-K+1+k, c:c+m]
-        for j in range(m): S[0, j] += S[2+k, j] * v[j]
+def _conv_sum(x, i, f, w, c, nc, K, out, reach):
+    "`out` plus the inputs of this token and `reach` before it, `f` numbers apart, times their rows of `w`."
+    for k in range(reach + 1): out = out + load(w, (K-1-k)*nc + c) * load(x, i - k*f)
+    return out
 
 @jit
-def _conv_forward(x, w, bias, since, y, W, first, stop):
-    "y = SiLU(causal depthwise convolution of x)"
-    (_, L, nc), K = x.shape, w.shape[1]
-    blocks = (nc + W - 1) // W
-    S = np.empty((2 + K, W), f4)
+def _conv_forward(x, f, w, bias, since, y, L, nc, first, stop):
+    "y = SiLU(causal depthwise convolution of x); a task is a sequence and 16 channels."
+    blocks, K = nc // LANES, len(w) // nc
     for i in range(first, stop):
-        b, c = i // blocks, i % blocks * W
-        m = min(W, nc - c)
-        S[:] = f4(0)
-        S[1, :m] = bias[c:c+m]
-        for k in range(K): S[2+k, :m] = w[c:c+m, k]
+        b, c = i // blocks, i % blocks * LANES
         for t in range(L):
-            _conv_sum(S, x, since, b, t, c, m, K, W)
-            for j in range(W): S[0, j] *= sigmoid(S[0, j])
-            y[b, t, c:c+m] = S[0, :m]
+            at = b*L + t
+            out = _conv_sum(x, at*f + c, f, w, c, nc, K, load(bias, c), min(K-1, t, since[at]))
+            store(y, at*nc + c, out * sigmoid(out))
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #b0287e34
 @jit
-def _conv_spread(S, x, dx, since, b, t, c, m, K):
-    "Add to the gradients of inputs and weights; row 0 holds the gradient of the sum before the SiLU."
-    for k in range(max(0, K-1-min(t, since[b, t])), K):
-        v, d = x[b, t-K+1+k, c:c+m], dx[b, t-K+1+k, c:c+m]
-        for j in range(m): d[j] += S[2+k, j] * S[0, j]
-        for j in range(m): S[3+K+k, j] += v[j] * S[0, j]
-
-@jit
-def _conv_backward(x, w, bias, since, dy, dx, dw, dbias, W, first, stop):
+def _conv_backward(x, f, w, bias, since, dy, fy, dx, dw, dbias, L, nc, first, stop):
     "Gradients of `_conv_forward`; those of weights and bias by sequence."
-    (_, L, nc), K = x.shape, w.shape[1]
-    blocks = (nc + W - 1) // W
-    S = np.empty((3 + 2*K, W), f4)
+    blocks, K = nc // LANES, len(w) // nc
+    S, DW = np.empty(K*LANES, f4), np.empty(K*LANES, f4) # gradients of the last K sums; of the weights
     for i in range(first, stop):
-        b, c = i // blocks, i % blocks * W
-        m = min(W, nc - c)
-        S[:] = f4(0)
-        S[1, :m] = bias[c:c+m]
-        for k in range(K): S[2+k, :m] = w[c:c+m, k]
-        for t in range(L):
-            dx[b, t, c:c+m] = f4(0)
-            _conv_sum(S, x, since, b, t, c, m, K, W)
-            v = dy[b, t, c:c+m]
-            for j in range(m):
-                s = sigmoid(S[0, j])
-                S[0, j] = v[j] * s * (f4(1) + S[0, j] * (f4(1) - s))
-                S[2+K, j] += S[0, j]
-            _conv_spread(S, x, dx, since, b, t, c, m, K)
-        dbias[b, c:c+m] = S[2+K, :m]
-        for k in range(K): dw[b, c:c+m, k] = S[3+K+k, :m]
+        b, c = i // blocks, i % blocks * LANES
+        DW[:] = f4(0)
+        db = lanes(f4(0))
+        for t in range(L - 1, -1, -1):
+            at = b*L + t
+            reach = min(K-1, t, since[at])
+            out = _conv_sum(x, at*f + c, f, w, c, nc, K, load(bias, c), reach)
+            p = sigmoid(out)
+            g = load(dy, at*fy + c) * p * (f4(1) + out * (f4(1) - p))
+            db = db + g
+            for k in range(reach + 1):
+                j = (K-1-k)*LANES
+                store(DW, j, load(DW, j) + g * load(x, (at-k)*f + c))
+            store(S, t % K * LANES, g)
+            d = lanes(f4(0))
+            for k in range(min(K, L - t)): # later tokens that see this one
+                if since[at+k] >= k: d = d + load(w, (K-1-k)*nc + c) * load(S, (t+k) % K * LANES)
+            store(dx, at*nc + c, d)
+        store(dbias, b*nc + c, db)
+        for k in range(K): store(dw, (b*K + k)*nc + c, load(DW, k*LANES))
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #944a50ee
 def _reach(x, since):
-    "How many tokens before it each may see, as an array (batch, length)."
+    "How many tokens before it each may see, flat."
     if since is None: since = torch.full(x.shape[:2], x.shape[1], dtype=torch.int32)
-    return as_numpy(since)
+    return flat(since)
 
 @torch.library.custom_op("hybrid_nb::conv_silu", mutates_args=())
-def _conv_op(x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> Tensor:
-    y, (b, _, c) = torch.empty_like(x, memory_format=torch.contiguous_format), x.shape
-    bias = x.new_zeros(c) if bias is None else bias
-    W = _sizes(b, c, 1)[1]
-    run_blocks(_conv_forward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), _reach(x, since),
-               y.numpy(), W)
+def _conv_op(x: Tensor, w: Tensor, bias: Tensor, since: Tensor|None) -> Tensor: # `w` is (kernel, channels)
+    b, l, c = x.shape
+    y = x.new_empty(b, l, c)
+    run_blocks(_conv_forward, b * c // LANES, *token_rows(x), flat(w), copied(bias), _reach(x, since), flat(y), l, c)
     return y
 
 @_conv_op.register_fake
-def _(x, w, bias, since): return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x, w, bias, since): return x.new_empty(x.shape)
 
 @torch.library.custom_op("hybrid_nb::conv_silu_backward", mutates_args=())
-def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor|None, since: Tensor|None) -> list[Tensor]:
-    b, _, c = x.shape
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dw, dbias = x.new_empty(b, *w.shape), x.new_empty(b, c)
-    bias, W = x.new_zeros(c) if bias is None else bias, _sizes(b, c, 1)[1]
-    run_blocks(_conv_backward, b * -(-c // W), as_numpy(x), copied(w), copied(bias), _reach(x, since), as_numpy(dy),
-               dx.numpy(), dw.numpy(), dbias.numpy(), W)
+def _conv_grad_op(dy: Tensor, x: Tensor, w: Tensor, bias: Tensor, since: Tensor|None) -> list[Tensor]:
+    b, l, c = x.shape
+    dx, dw, dbias = x.new_empty(b, l, c), w.new_empty(b, *w.shape), w.new_empty(b, c)
+    run_blocks(_conv_backward, b * c // LANES, *token_rows(x), flat(w), copied(bias), _reach(x, since), *token_rows(dy),
+               flat(dx), flat(dw), flat(dbias), l, c)
     return [dx, dw.sum(0), dbias.sum(0)]
 
 @_conv_grad_op.register_fake
-def _(dy, x, w, bias, since):
-    return [torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(w), x.new_empty(x.shape[2])]
+def _(dy, x, w, bias, since): return [x.new_empty(x.shape), torch.empty_like(w), torch.empty_like(bias)]
 
 # %% ../../nbs/02_mixers/03_scan_cpu.ipynb #e2336d8a
 def _conv_grad(ctx, dy):
     x, w, bias, since = ctx.saved_tensors  # once: gradient checkpointing hands them out a single time
-    dx, dw, dbias = _conv_grad_op(dy, x, w, bias, since)
-    return dx, dw, None if bias is None else dbias, None
+    return *_conv_grad_op(dy, x, w, bias, since), None
 
 _conv_op.register_autograd(_conv_grad, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 def conv_silu_cpu(
-    x: Tensor,    # (batch, length, channels) float32
+    x: Tensor,    # (batch, length, channels) float32 or bf16
     w: Tensor,    # (channels, 1, kernel) as in a depthwise `nn.Conv1d`
     bias: Tensor|None, # (channels,)
     since: Tensor|None = None # (batch, length) int32, tokens of the same text before each; None: one text
-) -> Tensor:      # (batch, length, channels)
-    "SiLU of a causal depthwise convolution, which sees no token of another text."
-    return _conv_op(x.contiguous(), w.squeeze(1), bias, since)
+) -> Tensor:      # (batch, length, channels) in the dtype of `x`
+    "SiLU of a causal depthwise convolution, which sees no token of another text, computed in float32."
+    w, c = w.squeeze(1).float().T, x.shape[2]
+    bias = w.new_zeros(c) if bias is None else bias.float()
+    if odd := -c % LANES: x, w, bias = (F.pad(v, (0, odd)) for v in (x, w, bias))
+    y = _conv_op(x, w.contiguous(), bias, since)
+    return y[..., :c] if odd else y

@@ -41,19 +41,25 @@ def _attention_flops(q, k, v, dropout=0., causal=False, *args, out_shape=None, *
 def _attention_back_flops(dout, q, k, v, out, lse, dropout=0., causal=False, *args, out_shape=None, **kw):
     return sdpa_backward_flop_count(dout, q, k, v) // (2 if causal else 1)
 
+def _kernel_flops(q, k, v, first, out_shape=None): return _attention_flops(q, q, q, causal=True)
+def _kernel_back_flops(dout, q, k, v, first, y, lse, out_shape=None):
+    return _attention_back_flops(q, q, q, q, q, lse, causal=True)
+
 def _scan_flops(u, delta, A, *args, out_shape=None, **kw): return 7 * u[0] * u[1] * u[2] * A[1]
 def _scan_back_flops(dy, dlast, u, delta, A, *args, out_shape=None, **kw): return 14 * u[0] * u[1] * u[2] * A[1]
 
 def _formulas():
-    "The operations of operators that torch's counter does not know. Those of the scan are there with its CPU kernel."
+    "The operations of operators that torch's counter does not know. Those of kernels are there with them."
     ours, aten = torch.ops.hybrid_nb, torch.ops.aten
-    scan = {ours.scan_cpu: _scan_flops, ours.scan_cpu_backward: _scan_back_flops} if has_cpu_kernel() else {}
-    return scan | {ours.linear_cross_entropy: _loss_flops,
+    kernels = {ours.scan_cpu: _scan_flops, ours.scan_cpu_backward: _scan_back_flops, ours.attention_cpu: _kernel_flops,
+               ours.attention_cpu_backward: _kernel_back_flops} if has_cpu_kernel() else {}
+    return kernels | {ours.linear_cross_entropy: _loss_flops,
                    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
                    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_flops}
 
 # %% ../../nbs/03_models/08_cost.ipynb #4dd3a850
 _kinds = dict(linear_cross_entropy="head and loss", scan_cpu="scan", scan_cpu_backward="scan",
+              attention_cpu="attention", attention_cpu_backward="attention",
               _scaled_dot_product_flash_attention_for_cpu="attention",
               _scaled_dot_product_flash_attention_for_cpu_backward="attention") # of operators; others are products
 

@@ -79,6 +79,11 @@ def _attention_masks(config, kinds, x, texts, cache) -> dict:
     found = {kind: make[kind](**args) for kind in make if kind in kinds}
     return {k: m if m is None or m.dtype == torch.bool else m == 0 for k, m in found.items()}
 
+def _needs_mask(mixer, x, texts, cache) -> bool:
+    "Whether a mixer is to be given a mask; not where it works from where texts begin."
+    if texts.mask is not None and not texts.mixed or not hasattr(mixer, "needs_mask"): return True
+    return mixer.needs_mask(x, cache, texts.segments)
+
 def _given_masks(config, kinds, mask):
     "`_attention_masks` from one of four dimensions; a window stays a window."
     near = causal_mask(*mask.shape[-2:], config.sliding_window, mask.device)
@@ -145,12 +150,14 @@ class HybridModel(HybridPreTrainedModel):
         if self.blind and texts.segments is not None and several_or_padded(texts.segments):
             raise ValueError(f"pattern {self.config.pattern!r}: mixers of {', '.join(self.blind)} take no segments, "
                              "so each row must be one text without padding")
-        masks = _attention_masks(self.config, self.kinds, x, texts, cache)
+        masked = [_needs_mask(block.mixer, x, texts, cache) for block in self.layers]
+        kinds = [kind for kind, needs in zip(self.kinds, masked) if needs]
+        masks = _attention_masks(self.config, kinds, x, texts, cache)
         context = dict(segments=texts.segments, position_ids=texts.position_ids)
         x = x * self.embedding_scale
-        for block, kind in zip(self.layers, self.kinds):
+        for block, kind, needs in zip(self.layers, self.kinds, masked):
             own = past_key_values if kind == "linear_attention" else cache
-            x = block(x, cache=own, attention_mask=masks.get(kind), **context)
+            x = block(x, cache=own, attention_mask=masks.get(kind) if needs else None, **context)
         if hasattr(cache, "texts"):
             cache.seen, cache.texts, cache.named = cache.seen + x.shape[1], texts.keys, texts.named
         kept = past_key_values if use_cache else None

@@ -63,7 +63,7 @@ print(want)
 
 
 def test_operator_is_registered_soundly():
-    x = scan_example(1, 10, 20, 4)
+    x = scan_example(1, 10, 32, 4)
     x["delta"] = x["delta"].abs()
     args = [x[k].requires_grad_() for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
     border = torch.tensor([[0.]*4 + [-1000.] + [0.]*5])
