@@ -96,6 +96,8 @@ def describe_summary(s: dict # the summary of a run
     "A few lines for people."
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
+    within = s.get("window_floor_bits_per_byte") # runs of earlier versions do not state it
+    if within: floor = f"{floor[:-1]}, within a window at least {within:.3f})"
     share = s.get("final_val_share", 1)
     some = f" on {share:.1%} of the validation set" if share < 1 else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
