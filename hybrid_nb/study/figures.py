@@ -209,10 +209,12 @@ def plot_curves(runs, # as from `load_runs`
     right.set_title(f"The last {zoom:.0%} of the steps, enlarged", loc="left", fontsize=10.5)
     if floor:
         left.axhline(floor, color="#333333", linestyle=(0, (5, 3)), lw=1)
-        left.annotate(f"entropy floor {floor:.3f}", (.98, floor), (0, 3), xycoords=left.get_yaxis_transform(),
+        within, said = _floor(runs, "window_floor_bits_per_byte"), f"entropy floor {floor:.3f}"
+        if within: # what a reader of one window can reach at best
+            left.axhline(within, color="#333333", linestyle=(0, (1, 3)), lw=1)
+            said += f", within a window {within:.3f}"
+        left.annotate(said, (.98, within or floor), (0, 3), xycoords=left.get_yaxis_transform(),
                       textcoords="offset points", ha="right", fontsize=8.5, color="#333333")
-        within = _floor(runs, "window_floor_bits_per_byte") # what a reader of one window can reach at most
-        if within: left.axhline(within, color="#333333", linestyle=(0, (1, 3)), lw=1)
     fig.draw_without_rendering()
     _end_labels(right, ends, styles)
     return fig
