@@ -109,8 +109,8 @@ def describe_summary(s: dict # the summary of a run
             f"{n(s['tokens_per_second'])} tokens/s while training\n"
             f"  validation loss {s['final_val_loss']:.4f}{some} "
             f"(best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), "
-            f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, "
-            f"{s['bits_per_byte']:.3f} bits a byte{floor}"
+            f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}\n"
+            f"  {s['bits_per_byte']:.3f} bits a byte{floor}"
             + "".join(f"\n  {evidence}" for evidence in weak)
             + (f"\n  FAILED AUDIT: {', '.join(failed)} (hybrid_audit says more)" if failed else ""))
 
