@@ -7,6 +7,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from docutils.nodes import SkipNode
 from fastcore.docments import docments
+import hybrid_nb
 from hybrid_nb.training.fields import all_settings, setting_group, type_name
 from latex2mathml.converter import convert
 
@@ -22,6 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme, html_title, html_static_path, html_css_files = "furo", f"{project} {release}", ["_static"], ["site.css"]
 nb_execution_mode, nb_render_markdown_format = "off", "myst"
 nb_code_prompt_show = nb_code_prompt_hide = "Imports" # of folded cells
+html_search_scorer = str(nbs/"_static"/"search.js")
 html_math_renderer = "mathml" # which browsers draw themselves: the site needs no network
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "attrs_inline"], 3
 exclude_patterns = ["**/.*"]
@@ -54,6 +56,18 @@ def write_pages(site):
         (site/f"{chapter}.md").write_text("\n".join(chapter_page), encoding="utf-8")
         (site/f"api-{chapter}.md").write_text("\n".join(reference), encoding="utf-8")
     (site/"settings.md").write_text(settings_page(), encoding="utf-8")
+    (site/"api.md").write_text(top_page(), encoding="utf-8")
+
+
+def top_page():
+    "The names at the top of the package, each as an object of its own: what a search for one of them finds first."
+    lines = [f"# {project}", "", "What a script needs, as `import hybrid_nb as hn` finds it.", "", "```{eval-rst}"]
+    for name in hybrid_nb.__all__:
+        value = getattr(hybrid_nb, name)
+        if isinstance(value, type): lines += [f".. autoclass:: {project}.{name}", "   :no-members:", ""]
+        elif callable(value): lines += [f".. autofunction:: {project}.{name}", ""]
+        else: lines += [f".. py:data:: {project}.{name}", f"   :type: {type(value).__name__}", ""]
+    return "\n".join([*lines, "```", ""])
 
 
 def settings_page():
@@ -76,7 +90,7 @@ def contents():
     tutorials = [f"tutorials/{p.stem}" for p in sorted((nbs/"tutorials").glob("[0-9]*.ipynb"))]
     guides = [f"guides/{p.stem}" for p in sorted((nbs/"guides").glob("*.md"))]
     parts = dict(Tutorials=tutorials, Guides=guides, Chapters=[f"_site/{c}" for c in chapters.values()],
-                 Reference=["_site/settings"] + [f"_site/api-{c}" for c in chapters.values()])
+                 Reference=["_site/api", "_site/settings"] + [f"_site/api-{c}" for c in chapters.values()])
     return "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", *pages, "```"])
                        for caption, pages in parts.items() if pages)
 

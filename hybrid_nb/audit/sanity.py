@@ -93,7 +93,7 @@ def cached_references(data, limit: int = 2**21) -> dict:
 BEST_KNOWN = .66 # bits a byte of English: Chinchilla 70B on enwik9, Delétang et al. 2024, table 1
 BYTES_A_TOKEN = 4.4 # of English, with vocabularies of some 50,000 tokens
 
-def check_loss(r: dict, # of a run's summary: final_val_loss, bits_per_byte, floor_bits_per_byte
+def check_loss(r: dict, # of a run's summary: final_val_loss, bits_per_byte, (window_)floor_bits_per_byte
                references: dict|None = None, # from `reference_losses`; None: the corpus is not at hand
                from_checkpoint: bool = False # did the run start from a checkpoint?
               ) -> tuple: # verdict, evidence
@@ -101,6 +101,8 @@ def check_loss(r: dict, # of a run's summary: final_val_loss, bits_per_byte, flo
     loss, floor, bits = r["final_val_loss"], r.get("floor_bits_per_byte"), r.get("bits_per_byte")
     if floor is not None:
         said = f"{bits:.4f} bits a byte, the entropy of the text is {floor:.4f}"
+        within = r.get("window_floor_bits_per_byte")
+        if within: said += f" ({within:.4f} at least for a reader of one window)"
         if bits >= .99 * floor: return "pass", said
         return "fail", f"{said}: lower than any model can be, by {1 - bits/floor:.1%}"
     if from_checkpoint:

@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'compressed_suffixes', 'surrogates', 'plain_suffix', 'byte_b
 # %% ../../nbs/01_core/05_text_files.ipynb #tf000003
 import bz2, codecs, io, json, lzma, re, zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 # %% ../../nbs/01_core/05_text_files.ipynb #tf000006
@@ -42,13 +43,14 @@ def _whole_members(blocks, new):
             if member.eof: member = None
     if member is not None or not members: raise EOFError("it ends before its end mark")
 
-def byte_blocks(file: str # path; .gz, .bz2, .xz and .zst are decompressed
+def byte_blocks(file: str, # path; .gz, .bz2, .xz and .zst are decompressed
+                opened=None # the file, where a caller wants to know how far it was read
                ) -> Iterator[bytes]:
     "The bytes of a file; a `ValueError` that names it if it cannot be read or is cut or damaged."
     file = str(file)
     new = _decompressor(file)
     try:
-        with open(file, "rb") as f:
+        with nullcontext(opened) if opened else open(file, "rb") as f:
             blocks = iter(lambda: f.read(BLOCK), b"")
             yield from blocks if new is None else _whole_members(blocks, new)
     except EOFError as e: raise ValueError(f"{file}: cut short ({e})") from None

@@ -7,15 +7,14 @@ __all__ = ['START', 'COUNTS', 'FORMAT', 'document_hash', 'row_text', 'published_
            'with_hash', 'estimated_lines', 'expected_documents', 'Documents', 'corpus_key']
 
 # %% ../../nbs/04_data/04_documents.ipynb #807d7da9
-import hashlib, inspect, itertools, os, pickle, re, unicodedata, warnings
+import hashlib, inspect, itertools, os, pickle, unicodedata, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property, partial
-from pathlib import Path
 from tqdm.auto import tqdm
 from ..core.commands import one_line
-from ..core.text_files import check_text, compressed_suffixes, listed
-from .corpora import Corpus, fields_of, file_loader
+from ..core.text_files import byte_blocks, check_text, listed
+from .corpora import Corpus, fields_of, file_loader, template_field
 from .plain_text import units
 from .rows import check_fields, read_rows
 
@@ -43,7 +42,7 @@ def row_text(row: dict, # the fields
         if v is not None and not isinstance(v, (str, int, float)):
             raise ValueError(f"field {match[1]!r} holds a {type(v).__name__}, expected text")
         return "" if v is None else check_text(str(v))
-    return re.sub(r"{([^{}]+)}", value, c.text)
+    return template_field.sub(value, c.text)
 
 # %% ../../nbs/04_data/04_documents.ipynb #c13911b8
 START = (0, 0, 0, 0)   # (pass, file, rows of the file, rows of the pass)
@@ -111,13 +110,12 @@ def with_hash(d: dict, # from `read_documents`
 def estimated_lines(files: tuple # paths
                    ) -> int:
     "The number of lines, from those in the first 8 MB of the first file."
-    from fsspec.compression import compr
-    end = Path(files[0]).suffix
-    with open(files[0], "rb") as raw:
-        compression = {".gz": "gzip", ".zst": "zstd"}.get(end, end[1:])
-        f = compr[compression](raw, mode="rb") if end in compressed_suffixes else raw
-        lines = f.read(1 << 23).count(b"\n")
-        return round(lines / max(raw.tell(), 1) * sum(map(os.path.getsize, files)))
+    lines, size = 0, 0
+    with open(files[0], "rb") as f:
+        for block in byte_blocks(files[0], f):
+            lines, size = lines + block.count(b"\n"), size + len(block)
+            if size >= 1 << 23: break
+        return round(lines / max(f.tell(), 1) * sum(map(os.path.getsize, files)))
 
 def _parquet_rows(files):
     from pyarrow.parquet import ParquetFile

@@ -134,7 +134,7 @@ class Examples:
 # %% ../../nbs/04_data/13_instructions.ipynb #302bba4e
 class DialogData(Data):
     "The examples of a dialog corpus, for a trainer."
-    floor_bits_per_byte = document_start = None # a window is one dialog
+    floor_bits_per_byte = window_floor_bits_per_byte = document_start = None # a window is one dialog
 
     def __init__(self, cfg: DataConfig, tokenizer, folder: Path):
         self.cfg, self.tokenizer, self.folder, self.windows = cfg, tokenizer, folder, None

@@ -53,6 +53,11 @@ class DocumentData(Data):
         self.windows, self.val_windows = (DocumentWindows(e, cfg.length) for e in ends)
         self.n_train_windows, self._line = self.windows.count, lru_cache(2)(self._line)
 
+    @property
+    def window_floor_bits_per_byte(self) -> float | None: # None: unknown
+        "That of the documents: what was said before a window, the state can hold."
+        return self.floor_bits_per_byte
+
     def _line(self, seed, epoch):
         "The documents of an epoch in order, and where each ends in the line of all windows."
         order = epoch_order(seed, epoch, self.train.n_documents)

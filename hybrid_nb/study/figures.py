@@ -163,9 +163,9 @@ def _draw_curves(ax, curves, metric, styles):
         if many: ends[p] = mean.index[-1], mean.iloc[-1]
     return ends
 
-def _floor(runs):
+def _floor(runs, key="floor_bits_per_byte"):
     "The entropy floor in bits a byte, None if not known."
-    known = runs.floor_bits_per_byte.dropna() if "floor_bits_per_byte" in runs else ()
+    known = runs[key].dropna() if key in runs else ()
     return float(known.mean()) if len(known) else None
 
 # %% ../../nbs/07_study/15_figures.ipynb #9c429b1c
@@ -209,7 +209,11 @@ def plot_curves(runs, # as from `load_runs`
     right.set_title(f"The last {zoom:.0%} of the steps, enlarged", loc="left", fontsize=10.5)
     if floor:
         left.axhline(floor, color="#333333", linestyle=(0, (5, 3)), lw=1)
-        left.annotate(f"entropy floor {floor:.3f}", (.98, floor), (0, 3), xycoords=left.get_yaxis_transform(),
+        within, said = _floor(runs, "window_floor_bits_per_byte"), f"entropy floor {floor:.3f}"
+        if within: # what a reader of one window can reach at best
+            left.axhline(within, color="#333333", linestyle=(0, (1, 3)), lw=1)
+            said += f", within a window {within:.3f}"
+        left.annotate(said, (.98, within or floor), (0, 3), xycoords=left.get_yaxis_transform(),
                       textcoords="offset points", ha="right", fontsize=8.5, color="#333333")
     fig.draw_without_rendering()
     _end_labels(right, ends, styles)

@@ -16,7 +16,7 @@ from fastcore.script import Param
 from tqdm.auto import tqdm
 from ..core.patterns import find_pattern
 from ..core.files import read_json, save_json
-from ..core.commands import command, load_plugin
+from ..core.commands import command, load_plugin, say_next
 from ..core.runs import environment
 from .arguments import parse_seeds, parse_settings, plugin_list
 from .workers import share_cores, worker_environment
@@ -163,7 +163,8 @@ def hybrid_probe(patterns: Param("layer patterns, or names of published ones (de
         for folder in checkpoint:
             results.append(probe_checkpoint(folder))
             print(describe_recall(results[-1]), flush=True)
-        return save_json(dict(environment=environment(), checkpoints=results), out)
+        save_json(dict(environment=environment(), checkpoints=results), out)
+        return say_next("hybrid_audit", checkpoint[0])
     if not 0 < scale < math.inf: raise ValueError(f"scale {scale!r}: must be above 0")
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate {learning_rate!r}: must be above 0")
@@ -174,3 +175,5 @@ def hybrid_probe(patterns: Param("layer patterns, or names of published ones (de
     plot_tasks(record).savefig(figure, dpi=150)
     print(task_table(record).map("{:.1%}".format).to_string())
     print(f"{record['seconds']:.0f} s, {record['processor_seconds']:.0f} s of processor time; {out}, {figure}")
+    best = task_table(record).mean(axis=1).idxmax()
+    say_next("hybrid_train", "--pattern", best, *(["--plugins", *plugins] if plugins else []))

@@ -96,6 +96,8 @@ def describe_summary(s: dict # the summary of a run
     "A few lines for people."
     def n(x): return f"{x:,.0f}"
     floor = f" (floor {s['floor_bits_per_byte']:.3f})" if s["floor_bits_per_byte"] else ""
+    within = s.get("window_floor_bits_per_byte") # runs of earlier versions do not state it
+    if within: floor = f"{floor[:-1]}, within a window at least {within:.3f})"
     share = s.get("final_val_share", 1)
     some = f" on {share:.1%} of the validation set" if share < 1 else ""
     early = f" of {n(s['planned_steps'])}, stopped early" if s["stopped_early"] else ""
@@ -107,8 +109,8 @@ def describe_summary(s: dict # the summary of a run
             f"{n(s['tokens_per_second'])} tokens/s while training\n"
             f"  validation loss {s['final_val_loss']:.4f}{some} "
             f"(best {s['best_val_loss']:.4f} at step {n(s['best_step'])}), "
-            f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}, "
-            f"{s['bits_per_byte']:.3f} bits a byte{floor}"
+            f"perplexity {s['final_val_perplexity']:.2f}, accuracy {s['val_accuracy']:.1%}\n"
+            f"  {s['bits_per_byte']:.3f} bits a byte{floor}"
             + "".join(f"\n  {evidence}" for evidence in weak)
             + (f"\n  FAILED AUDIT: {', '.join(failed)} (hybrid_audit says more)" if failed else ""))
 

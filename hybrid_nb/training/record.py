@@ -127,7 +127,8 @@ def summarize(trainer, final: dict # from `metrics_from_sums` on the whole set
         epochs=data.epochs(s.tokens), **{f"{k}_loss": v for k, v in losses.items()},
         **{f"{k}_perplexity": perplexity(v) for k, v in losses.items()},
         val_accuracy=final["val_accuracy"], bits_per_byte=final["bits_per_byte"],
-        floor_bits_per_byte=data.floor_bits_per_byte, runtime_seconds=s.seconds,
+        floor_bits_per_byte=data.floor_bits_per_byte, window_floor_bits_per_byte=data.window_floor_bits_per_byte,
+        runtime_seconds=s.seconds,
         tokens_per_second=s.step_tokens / s.step_seconds if s.step_tokens else s.tokens / s.seconds,
         peak_memory_bytes=peak_memory(trainer.device), device=device_name(trainer.device), precision=cfg.precision)
 

@@ -83,11 +83,12 @@ def artifact(name: str # characters that W&B does not allow become hyphens
 
 def attach_notebook(run_dir # folder of the run
                    ):
-    "Give W&B the executed notebook of a run, under the run's id. Does nothing where W&B is disabled."
+    """Give W&B the executed notebook of a run, under the run's id. Does nothing where W&B is disabled, or offline:
+    there the run is closed, and its notebook would need a folder of its own, to be synced as another run."""
     run_dir = Path(run_dir)
     config = read_json(run_dir/"config.json")
     cfg = config["train"]
-    if cfg["wandb"] == "disabled": return
+    if cfg["wandb"] in ("disabled", "offline"): return
     import wandb
     with wandb.init(project=cfg["wandb_project"], id=(run_dir/"wandb_id").read_text(), resume="allow",
                     dir=str(run_dir), mode=cfg["wandb"]) as run:

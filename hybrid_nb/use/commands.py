@@ -45,7 +45,9 @@ def hybrid_params(
     recipes: bool = False # print recipes with size and cost: all, or those of the groups named instead of patterns
 ):
     "Print how many parameters a model of a pattern has, in all and by part."
-    if recipes: return print(describe_recipes(patterns))
+    if recipes:
+        print(describe_recipes(patterns))
+        return say_next("hybrid_sweep", "--recipe_group", *(patterns or ["base"]), "--debug")
     if study not in ("", "base", "extended"): raise ValueError(f"study {study!r}: must be base or extended")
     if not patterns and not study: raise ValueError("give a pattern, such as hybrid_params AMAMAMAM, or --study base")
     sizes = dict(hidden_size=1024, num_attention_heads=16, state_size=48) if study == "extended" else {}
@@ -57,6 +59,16 @@ def hybrid_params(
         n = count_parameters(HybridConfig(pattern=p.pattern.replace("M", "G"), **sizes))
         print(f"{p.name:24} {p.pattern:18} {len(p.pattern):3} blocks {n:>12,} {n/1e6:6.1f} M")
     for text in patterns: print(describe(HybridConfig(pattern=find_pattern(text), **sizes)))
+    _say_what_trains(patterns, study, sizes)
+
+def _say_what_trains(patterns, study, sizes): # the models that were counted
+    if study: return say_next("hybrid_sweep", "--recipe_group", study, "--debug")
+    sizes, patterns = {k: v for k, v in sizes.items() if v is not True}, [find_pattern(p) for p in patterns]
+    if len(patterns) > 1:
+        given = ["--set", *(f"{k}={v}" for k, v in sizes.items())] if sizes else []
+        return say_next("hybrid_sweep", "--patterns", *patterns, *given)
+    flags = ([f"--no-{k}"] if v is False else [f"--{k}", v] for k, v in sizes.items())
+    say_next("hybrid_train", "--pattern", *patterns, *(word for flag in flags for word in flag))
 
 # %% ../../nbs/08_use/13_commands.ipynb #e1431c72
 def audit_checkpoint(folder, length: int = 256 # tokens to try the model on

@@ -1,7 +1,10 @@
 "Batches: the same on any number of ranks, the stream in order, recall where the text says so."
 from dataclasses import replace
 import numpy as np, pytest, torch
+from hybrid_nb.data.batches import character_windows
 from hybrid_nb.data.corpora import DataConfig
+from hybrid_nb.data.stories import read_story
+from hybrid_nb.data.window_floor import forgotten_words
 from helpers.preparing import documents, load
 
 def test_ranks_and_accumulation_share_a_batch(cfg):
@@ -46,6 +49,34 @@ def test_floor(stories):
     assert abs(data.floor_bits_per_byte - sum(d["bits"] for d in held) / sum(len(d["text"]) for d in held)) < 1e-9
     short = load(replace(data.cfg, max_chars=100))   # truncated documents have no known floor
     assert short.floor_bits_per_byte is None and short.stats()["truncated"] == 400
+
+@pytest.mark.parametrize("length", [32, 200])
+def test_floor_of_the_window(stories, length):
+    "The recalls that it counts are those whose last mention, by the marks of the tokens, lies before the window."
+    data, held = load(replace(stories[0].cfg, length=length)), stories[2]
+    ends, forgotten, bits = [1, *data.val.records["end"].tolist()], [], 0.
+    for begin, d in zip(ends, held):
+        offsets = data.tokenizer(d["text"], return_offsets_mapping=True)["offset_mapping"]
+        words = forgotten_words(read_story(d["text"]), character_windows(begin, offsets, length))
+        forgotten.append({at for at, *_ in words})
+        bits += sum(np.log2(n) for *_, n in words)
+    assert abs(data.window_floor_bits_per_byte - data.floor_bits_per_byte - bits / data.val.n_bytes) < 1e-9
+    counts = np.zeros((2, 2), int)
+    for begin, d, places, marked in zip(ends, held, forgotten, data.recall_documents(len(held))):
+        assert len(marked["spans"]) == len(d["recall"])
+        for span, (first, _, distance) in zip(d["recall"], marked["spans"]):
+            first += begin - 1 # in the stream
+            window = (first - 1) // length * length # where that begins which predicts it
+            counts[int(first - distance <= window), int(any(span["start"] <= p < span["end"] for p in places))] += 1
+    assert counts.trace() > .95 * counts.sum(), counts
+    assert counts[1, 1] > (.3 if length > 100 else .8) * counts.sum()
+
+def test_floor_of_the_window_where_it_is_not_known(stories, cfg):
+    whole = load(replace(stories[0].cfg, length=len(stories[0].val)))
+    assert whole.window_floor_bits_per_byte == whole.floor_bits_per_byte
+    assert load(replace(stories[0].cfg, max_chars=100)).window_floor_bits_per_byte is None
+    followed = load(replace(stories[0].cfg, stride=1., stateful=True)) # its state knows what came before
+    assert followed.window_floor_bits_per_byte == followed.floor_bits_per_byte < stories[0].window_floor_bits_per_byte
 
 def test_recall_lies_inside_the_marks(stories):
     "All that is inside a token span is inside the marked characters, and its distance leads to the mention."

@@ -73,6 +73,7 @@ def make_summary(config, final, millions, rate, bits, rng):
         tokens_seen=steps*4096, unique_tokens=600_000, epochs=steps*4096/600_000, runtime_seconds=steps*rate + 3,
         **losses, **{k.replace("_loss", "_perplexity"): float(np.exp(v)) for k, v in losses.items()}, best_step=steps,
         val_accuracy=.8 - final/10, bits_per_byte=bits(final), floor_bits_per_byte=floor_bits,
+        window_floor_bits_per_byte=floor_bits + .03,
         tokens_per_second=4096/rate, peak_memory_bytes=int(4e8 + 1e7*millions),
         device="cpu", precision="float32", recall=recall, finished="2026-01-01T12:00:00")
 

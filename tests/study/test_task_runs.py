@@ -15,6 +15,7 @@ def test_probe_command_trains_in_two_processes(tmp_path):
     r = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 0 and "recall:seq_len=16" in r.stdout, r.stderr
     record = json.loads((tmp_path/"few.json").read_text())
+    assert r.stderr.splitlines()[-1] in ("now: hybrid_train --pattern A", "now: hybrid_train --pattern G")
     expected = [(p, *t) for t in (("induction", 12), ("recall:seq_len=16", 20)) for p in ("A", "G")]
     assert [(x["pattern"], x["label"], x["steps"]) for x in record["runs"]] == expected
     assert all(x["parameters"] > 3000 and 0 <= x["accuracy"] < .9 for x in record["runs"])
