@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['most_blocks', 'most_groups', 'least_groups', 'run_label', 'pooled_sd', 'correlation_reach', 'document_groups',
-           'SignFlips', 'student_bound', 'Comparison', 'group_letters', 'compare_patterns']
+           'SignFlips', 'student_bound', 'Comparison', 'group_letters', 'compare_patterns', 'outlying_runs']
 
 # %% ../../nbs/07_study/01_stats.ipynb #0a9f841a
 import math, re
@@ -27,7 +27,7 @@ def pooled_sd(patterns: list, # of each run
     free = sum(len(g)-1 for g in groups)
     return math.sqrt(sum(((g - g.mean())**2).sum() for g in groups)/free) if free else math.nan, free
 
-# %% ../../nbs/07_study/01_stats.ipynb #e8cb55ae
+# %% ../../nbs/07_study/01_stats.ipynb #e4a41d0b
 most_blocks, most_groups = 20, 200 # of documents whose sources are not known; of those with known ones
 
 def correlation_reach(sums: np.ndarray # (patterns, documents), in their order
@@ -54,7 +54,7 @@ def document_groups(nats: np.ndarray,   # (patterns, documents): sums
     blocks = max(1, n // max(math.ceil(n / most_blocks), 4*reach, 1))
     return np.arange(n) * blocks // n
 
-# %% ../../nbs/07_study/01_stats.ipynb #7522488b
+# %% ../../nbs/07_study/01_stats.ipynb #8b19529d
 least_groups = 10 # independent groups of documents that a comparison needs
 
 class SignFlips:
@@ -85,7 +85,7 @@ class SignFlips:
         v = squares - 2*d*weighted + d*d*(self.share**2).sum()
         return d, self.scale * np.maximum(v, 0)
 
-# %% ../../nbs/07_study/01_stats.ipynb #e2c802f3
+# %% ../../nbs/07_study/01_stats.ipynb #d4d80d3e
 _angles = np.linspace(0, math.pi/2, 4001)
 
 def _angle_shares(free): # of Student's t: with t = √ν tan θ its density over θ is cos(θ)^(ν-1)
@@ -185,7 +185,7 @@ def _all_pairs(n, a, b, flips, sd, free, difference, level, draws, rng) -> tuple
     p = np.array([(largest >= d).mean() for d in ratio(np.abs(difference), error)])
     return v, np.quantile(largest, level) * error, p
 
-# %% ../../nbs/07_study/01_stats.ipynb #628072ac
+# %% ../../nbs/07_study/01_stats.ipynb #1bb25dfb
 def _pair_columns(mean, n, own, pairs, flips, sd, free, level, draws, rng) -> dict:
     "Columns of `Comparison.pairs` for pairs of indices, mean losses rising."
     a, b = np.array(pairs, int).reshape(-1, 2).T
@@ -247,3 +247,30 @@ def compare_patterns(patterns: list,         # of each run
     basis = " and ".join(w for w, there in known.items() if there) or "nothing"
     return Comparison(order, dict(zip(order, mean)), dict(zip(order, n.tolist())), sd, free, documents, pairs,
                       group_letters(order, pairs), basis, groups, grouped, refused)
+
+# %% ../../nbs/07_study/01_stats.ipynb #7a9fb185
+def _worst_residual(patterns, losses, level):
+    "Position of the run that is farthest from its pattern, None where it may be chance."
+    groups = pd.Series(losses).groupby(list(patterns))
+    n, left = groups.transform("size").to_numpy(), losses - groups.transform("mean").to_numpy()
+    sd, free = pooled_sd(patterns, losses)
+    if free < 3: return None
+    squares = np.where(n > 1, left**2 / (1 - 1/np.maximum(n, 2)), 0)
+    rest = np.maximum(sd*sd*free - squares, 0) / (free - 1)
+    bound = student_bound(1 - (1 - level)/len(losses), free - 1)
+    far = squares > np.maximum(bound**2 * rest, 1e-24)
+    if not far.any(): return None
+    return max(np.flatnonzero(far), key=lambda k: (round(float(squares[k] / squares.max()), 9), losses[k]))
+
+def outlying_runs(patterns: list,    # of each run
+                  losses,            # of each run
+                  level: float = .99 # with which no run is named if all scatter alike
+                 ) -> list: # of positions
+    "Runs that are farther from the mean of their pattern than chance allows; at most a quarter of all."
+    left, patterns, losses = list(range(len(patterns))), list(patterns), np.asarray(losses, float)
+    found = []
+    while len(found) < len(patterns) // 4:
+        worst = _worst_residual([patterns[k] for k in left], losses[left], level)
+        if worst is None: break
+        found.append(left.pop(worst))
+    return found
