@@ -301,7 +301,7 @@ def forecast(runs # as from `load_runs`
     done, out = runs[runs.status == "finished"], {}
     if not len(done) or "planned_steps" not in runs: return out
     curves = {n: (g.step.to_numpy(float), g.val_loss.to_numpy(float)) for n, g in load_curves(runs).groupby("name")}
-    whole = [curves[n] for n in done.name if n in curves]
+    whole = [(p, *curves[n]) for n, p in zip(done.name, done.pattern) if n in curves]
     for r in runs[runs.status != "finished"].itertuples():
         if r.name not in curves or not pd.notna(r.planned_steps): continue
         guess = extrapolate_like(*curves[r.name], r.planned_steps, whole)
