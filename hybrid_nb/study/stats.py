@@ -9,6 +9,7 @@ __all__ = ['most_blocks', 'most_groups', 'least_groups', 'run_label', 'pooled_sd
 # %% ../../nbs/07_study/01_stats.ipynb #0a9f841a
 import math, re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 import numpy as np, pandas as pd
 
@@ -88,16 +89,17 @@ class SignFlips:
 # %% ../../nbs/07_study/01_stats.ipynb #d4d80d3e
 _angles = np.linspace(0, math.pi/2, 4001)
 
+@lru_cache(2000)
 def _angle_shares(free): # of Student's t: with t = √ν tan θ its density over θ is cos(θ)^(ν-1)
     density = np.cos(_angles)**(free - 1.)
     share = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     return share / share[-1]
 
 def student_bound(level, # of the two-sided interval; a number or an array
-                  free: float # degrees of freedom, at least 1, also between whole numbers; beyond 1000 taken as 1000
+                  free: float # degrees of freedom, at least 1; hundredths count, and beyond 1000 none
                  ): # like `level`
     "Student's t: the bound that |t| keeps with probability `level`."
-    free = min(free, 1000.)
+    free = min(math.floor(100*free + 1e-6) / 100, 1000.)
     return math.sqrt(free) * np.tan(np.interp(level, _angle_shares(free), _angles))
 
 # %% ../../nbs/07_study/01_stats.ipynb #531c40f5
@@ -193,7 +195,7 @@ def _pair_columns(mean, n, own, pairs, flips, sd, free, level, draws, rng) -> di
     half, p = np.full(len(a), np.inf), np.ones(len(a))
     if len(a) and (flips or free):
         v, half, p = _all_pairs(n, a, b, flips, sd, free, difference, level, draws, rng)
-        if free:
+        if free and own is not None:
             alone, p_alone = _welch(own, n, a, b, v, flips.n if flips else 0, difference, level)
             half, p = np.maximum(half, alone), np.maximum(p, p_alone)
     return dict(difference=difference, low=difference - half, high=difference + half, p=p,
@@ -217,7 +219,8 @@ def compare_patterns(patterns: list,         # of each run
                      level: float = .95,     # of the intervals
                      draws: int = 2000,      # of signs and of seeds
                      seed: int = 0,          # of the draws
-                     wanted: list|None = None # pairs to compare; default: all
+                     wanted: list|None = None, # pairs to compare; default: all
+                     alike: bool = False     # take all patterns to scatter alike, without Welch's test
                     ) -> Comparison:
     "Compare all patterns at once, by seeds and documents as far as they are known."
     names, rng = list(dict.fromkeys(patterns)), np.random.default_rng(seed)
@@ -240,7 +243,8 @@ def compare_patterns(patterns: list,         # of each run
         groups = int(of.max()) + 1
         if not (refused := _too_few(groups, documents, grouped)):
             flips = SignFlips(by_pattern, tokens, of, draws, rng)
-    columns = _pair_columns(mean, n, own, chosen, flips, sd, 0 if refused else free, level, draws, rng)
+    columns = _pair_columns(mean, n, None if alike else own, chosen, flips, sd, 0 if refused else free, level, draws,
+                            rng)
     order = [names[i] for i in order]
     pairs = pd.DataFrame(dict(better=[order[i] for i, _ in chosen], worse=[order[i] for _, i in chosen]) | columns)
     known = dict(seeds=free and not refused, documents=flips is not None)
