@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['departures', 'beyond', 'simulated_study', 'error_rate', 'two_study_rate']
 
-# %% ../../nbs/07_study/01_error_rates.ipynb #a97e78d6
+# %% ../../nbs/07_study/01_error_rates.ipynb #737f78b1
 import math
 import numpy as np, pandas as pd
-from .stats import compare_patterns, outlying_runs
+from .stats import in_order, outlying_runs, pair_intervals
 
-# %% ../../nbs/07_study/01_error_rates.ipynb #bd8886c9
+# %% ../../nbs/07_study/01_error_rates.ipynb #3525420c
 def _document_part(rng, patterns, documents, books, within, neighbours):
     "What documents add to each pattern (patterns, documents), of variance 1; and the book of each document."
     z = rng.normal(size=(patterns, documents))
@@ -44,7 +44,7 @@ def simulated_study(rng, # numpy generator
     loss = rng.normal(4, .4, documents) + sd_document*of_document[names] + seed.reshape(-1, 1)
     return names.tolist(), loss * tokens, tokens, book
 
-# %% ../../nbs/07_study/01_error_rates.ipynb #66d19f1b
+# %% ../../nbs/07_study/01_error_rates.ipynb #e1f79bca
 departures = {
     "none": {}, "none, seeds scatter little": dict(sd_seed=.002), "none, few tokens": dict(sd_document=.3),
     "one pattern: 10 × the variance": dict(scale=math.sqrt(10)), "one pattern: 10 × the deviation": dict(scale=10.),
@@ -75,16 +75,18 @@ def error_rate(patterns: int,
             out = set(outlying_runs(names, nats.sum(1) / tokens.sum()))
             keep = [i for i in range(len(names)) if i not in out]
             names, nats = [names[i] for i in keep], nats[keep]
-        options = dict(nats=nats, tokens=tokens, sources=book if known else None, draws=draws, seed=k)
-        c = compare_patterns(names, **options)
-        false, refused = false + bool(c.pairs.different.any()), refused + bool(c.refused)
-        if k < 50 and not c.refused:
-            alike = compare_patterns(names, **options, alike=True).pairs
-            width.append(float(((c.pairs.high - c.pairs.difference) / (alike.high - alike.difference)).median()))
+        losses = nats.sum(1) / tokens.sum()
+        study = in_order(names, losses)[0], losses, nats, tokens, book if known else None
+        c = pair_intervals(*study, draws=draws, seed=k)
+        false, refused = false + c["columns"]["different"].any(), refused + bool(c["refused"])
+        if k < 50 and not c["refused"]:
+            ours, alike = (x["columns"]["high"] - x["columns"]["difference"]
+                           for x in (c, pair_intervals(*study, draws=draws, seed=k, alike=True)))
+            width.append(float(np.median(ours / alike)))
     middle = float(np.median(width)) if width else math.inf
-    return dict(false=false / studies, refused=refused / studies, width=middle if math.isfinite(middle) else None)
+    return dict(false=float(false / studies), refused=refused / studies, width=middle if math.isfinite(middle) else None)
 
-# %% ../../nbs/07_study/01_error_rates.ipynb #815be4b4
+# %% ../../nbs/07_study/01_error_rates.ipynb #a205e5f9
 def two_study_rate(patterns: int,
                    first: int, # seeds of each pattern in the first study
                    second: int, # and in the second
@@ -100,7 +102,9 @@ def two_study_rate(patterns: int,
         sides = [(p % patterns, "second" if p < patterns else "first") for p in names] # the first ones scatter
         number = np.arange(len(names)) % max(first, second)
         keep = [i for i, (_, side) in enumerate(sides) if number[i] < (second if side == "second" else first)]
-        c = compare_patterns([sides[i] for i in keep], nats=nats[keep], tokens=tokens, sources=book, draws=draws,
-                             seed=k, wanted=[((p, "first"), (p, "second")) for p in range(patterns)])
-        false += bool(c.pairs.different.any())
-    return false / studies
+        losses = nats[keep].sum(1) / tokens.sum()
+        numbers, order = in_order([sides[i] for i in keep], losses)
+        wanted = [tuple(sorted(order.index((p, side)) for side in ("first", "second"))) for p in range(patterns)]
+        c = pair_intervals(numbers, losses, nats[keep], tokens, book, draws=draws, seed=k, pairs=wanted)
+        false += c["columns"]["different"].any()
+    return float(false / studies)

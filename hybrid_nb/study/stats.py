@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['most_blocks', 'most_groups', 'least_groups', 'run_label', 'pooled_sd', 'correlation_reach', 'document_groups',
-           'SignFlips', 'student_bound', 'Comparison', 'group_letters', 'compare_patterns', 'outlying_runs']
+           'SignFlips', 'student_bound', 'Comparison', 'group_letters', 'pair_intervals', 'in_order',
+           'compare_patterns', 'outlying_runs']
 
 # %% ../../nbs/07_study/01_stats.ipynb #0a9f841a
 import math, re
@@ -153,21 +154,26 @@ def group_letters(patterns: list,     # best first
     return {p: " ".join(name(i) for i, g in enumerate(groups) if p in g) for p in patterns}
 
 # %% ../../nbs/07_study/01_stats.ipynb #96ee41f9
+_levels = np.concatenate([np.linspace(0, .9, 91), 1 - np.geomspace(.1, 1e-5, 100)[1:]]) # among which p is found
+
+@lru_cache(2000)
+def _squared_bounds(free): return student_bound(_levels, free)**2
+
 def _welch(own, n, a, b, v, groups, difference, level) -> tuple: # half widths and p of each pair
     "Each pair by its own variances; a pattern with one seed has none, so nothing is known of its pairs."
     k = math.sqrt(np.bincount(np.concatenate([a, b])).max(initial=1))
-    wanted = 1 - (1 - level)/k
-    levels = np.append(wanted, np.concatenate([np.linspace(0, .9, 91), 1 - np.geomspace(.1, 1e-5, 100)[1:]]))
-    half, p = np.full(len(a), np.inf), np.ones(len(a))
-    documents = student_bound(levels, max(groups - 1, 1))
+    wanted, of_documents = 1 - (1 - level)/k, max(groups - 1, 1)
+    half, p, squared = np.full(len(a), np.inf), np.ones(len(a)), _squared_bounds(of_documents)
+    documents = student_bound(wanted, of_documents)
     for i, (x, y) in enumerate(zip(a, b)):
         if min(n[x], n[y]) < 2: continue
         parts = own[[x, y]] / n[[x, y]]
         seeds = parts.sum()
         free = seeds**2 / (parts**2 / (n[[x, y]] - 1)).sum() if seeds > 0 else 1.
-        bounds = np.sqrt(student_bound(levels, free)**2 * seeds + documents**2 * v[i])
-        half[i] = bounds[0]
-        if bounds[-1] > 0: p[i] = min(1, k * (1 - np.interp(abs(difference[i]), bounds[1:], levels[1:])))
+        free = math.floor(100*free + 1e-6) / 100
+        half[i] = math.sqrt(student_bound(wanted, free)**2 * seeds + documents**2 * v[i])
+        bounds = np.sqrt(_squared_bounds(free) * seeds + squared * v[i])
+        if bounds[-1] > 0: p[i] = min(1, k * (1 - np.interp(abs(difference[i]), bounds, _levels)))
         elif difference[i]: p[i] = 0.
     return half, p
 
@@ -211,6 +217,43 @@ def _too_few(groups: int, documents: int, grouped: str) -> str: # a line, or not
             f"independent {'sources' if how and grouped == 'source' else 'documents'}")
 
 # %% ../../nbs/07_study/01_stats.ipynb #48162d5e
+def _grouped(numbers, nats, tokens, sources, draws, rng) -> tuple: # SignFlips or None, groups, what they are, a refusal
+    "The documents of a comparison in groups; `nats` is (runs, documents), `numbers` the pattern of each run."
+    if nats is None: return None, 0, "", ""
+    by_pattern = np.stack([nats[numbers == p].mean(0) for p in range(numbers.max() + 1)])
+    of = document_groups(by_pattern, tokens, sources)
+    groups, grouped = int(of.max()) + 1, "block" if sources is None else "source"
+    refused = _too_few(groups, len(tokens), grouped)
+    return None if refused else SignFlips(by_pattern, tokens, of, draws, rng), groups, grouped, refused
+
+def pair_intervals(numbers: np.ndarray, # of each run: 0 for the pattern with the lowest mean loss, 1 for the next, …
+                   losses: np.ndarray,  # of each run
+                   nats=None, tokens=None, sources=None, # as in `compare_patterns`, as arrays
+                   level: float = .95, draws: int = 2000, seed: int = 0,
+                   pairs: list|None = None, # of two numbers, the lower first; None: all
+                   alike: bool = False
+                  ) -> dict: # pairs, columns (of `Comparison.pairs`), mean, n, sd, free, known, groups, grouped, refused
+    "What `compare_patterns` computes, for runs whose patterns are numbers in order of their means."
+    rng, count = np.random.default_rng(seed), range(numbers.max() + 1)
+    n, mean = (np.array([f(numbers == p) for p in count]) for f in (np.sum, lambda of: losses[of].mean()))
+    own = np.array([losses[numbers == p].var(ddof=1) if n[p] > 1 else math.nan for p in count])
+    free = int((n - 1).sum())
+    sd = math.sqrt(np.nansum(own*(n - 1)) / free) if free else math.nan
+    pairs = list(combinations(count, 2)) if pairs is None else pairs
+    flips, groups, grouped, refused = _grouped(numbers, nats, tokens, sources, draws, rng)
+    columns = _pair_columns(mean, n, None if alike else own, pairs, flips, sd, 0 if refused else free, level, draws, rng)
+    known = dict(seeds=bool(free) and not refused, documents=flips is not None)
+    return dict(pairs=pairs, columns=columns, mean=mean, n=n, sd=sd, free=free, known=known, groups=groups,
+                grouped=grouped, refused=refused)
+
+# %% ../../nbs/07_study/01_stats.ipynb #931607a5
+def in_order(patterns: list, losses) -> tuple: # numbers of each run, names by number
+    "Number the patterns by their mean loss, the lowest first."
+    names = list(dict.fromkeys(patterns)) # a name may be a tuple
+    first = np.array([names.index(p) for p in patterns])
+    order = np.argsort([losses[first == k].mean() for k in range(len(names))], kind="stable")
+    return np.argsort(order)[first], [names[k] for k in order]
+
 def compare_patterns(patterns: list,         # of each run
                      losses=None,            # of each run; or
                      nats=None,              # (runs, documents): sums of nats
@@ -223,34 +266,19 @@ def compare_patterns(patterns: list,         # of each run
                      alike: bool = False     # take all patterns to scatter alike, without Welch's test
                     ) -> Comparison:
     "Compare all patterns at once, by seeds and documents as far as they are known."
-    names, rng = list(dict.fromkeys(patterns)), np.random.default_rng(seed)
-    patterns = np.array([names.index(p) for p in patterns])  # numbers: a name may be a tuple
     if nats is not None:
         nats, tokens = np.asarray(nats, float), np.asarray(tokens, float)
         losses = nats.sum(1) / tokens.sum()
-    losses, documents = np.asarray(losses, float), 0 if nats is None else len(tokens)
-    order = pd.Series(losses).groupby(patterns).mean().sort_values().index.tolist()
-    n, mean = (np.array([f(patterns == p) for p in order]) for f in (np.sum, lambda of: losses[of].mean()))
-    own = np.array([losses[patterns == p].var(ddof=1) if k > 1 else math.nan for p, k in zip(order, n)])
-    sd, free = pooled_sd(patterns, losses)
-    chosen = list(combinations(range(len(order)), 2))
-    if wanted is not None: chosen = [sorted(order.index(names.index(p)) for p in pair) for pair in wanted]
-    flips, groups, grouped, refused = None, 0, "", ""
-    if documents:
-        by_pattern, grouped = np.stack([nats[patterns == p].mean(0) for p in order]), "block"
-        if sources is not None: grouped = "source"
-        of = document_groups(by_pattern, tokens, sources)
-        groups = int(of.max()) + 1
-        if not (refused := _too_few(groups, documents, grouped)):
-            flips = SignFlips(by_pattern, tokens, of, draws, rng)
-    columns = _pair_columns(mean, n, None if alike else own, chosen, flips, sd, 0 if refused else free, level, draws,
-                            rng)
-    order = [names[i] for i in order]
-    pairs = pd.DataFrame(dict(better=[order[i] for i, _ in chosen], worse=[order[i] for _, i in chosen]) | columns)
-    known = dict(seeds=free and not refused, documents=flips is not None)
-    basis = " and ".join(w for w, there in known.items() if there) or "nothing"
-    return Comparison(order, dict(zip(order, mean)), dict(zip(order, n.tolist())), sd, free, documents, pairs,
-                      group_letters(order, pairs), basis, groups, grouped, refused)
+    losses = np.asarray(losses, float)
+    numbers, order = in_order(patterns, losses)
+    chosen = None if wanted is None else [tuple(sorted(order.index(p) for p in pair)) for pair in wanted]
+    r = pair_intervals(numbers, losses, nats, tokens, sources, level, draws, seed, chosen, alike)
+    names = dict(better=[order[i] for i, _ in r["pairs"]], worse=[order[j] for _, j in r["pairs"]])
+    pairs = pd.DataFrame(names | r["columns"])
+    basis = " and ".join(w for w, there in r["known"].items() if there) or "nothing"
+    return Comparison(order, dict(zip(order, r["mean"])), dict(zip(order, r["n"].tolist())), r["sd"], r["free"],
+                      0 if nats is None else len(tokens), pairs, group_letters(order, pairs), basis, r["groups"],
+                      r["grouped"], r["refused"])
 
 # %% ../../nbs/07_study/01_stats.ipynb #7a9fb185
 def _worst_residual(patterns, losses, level):
