@@ -71,7 +71,9 @@ def _hub_rows(c, val, wanted, file, skip):
     "The rows of a corpus of the hub, as `read_rows` gives them."
     try:
         rows = open_rows(c, val)
-        if wanted and rows.column_names: rows = rows.select_columns([f for f in rows.column_names if f in (*wanted, *source_fields(c))])
+        if wanted and rows.column_names:
+            needed = *wanted, *source_fields(c)
+            rows = rows.select_columns([f for f in rows.column_names if f in needed])
         n = rows.num_shards if c.streaming else 1   # a shard is a file
         for k in range(file, n):
             part = rows.shard(n, k) if n > 1 else rows

@@ -35,7 +35,7 @@ def _check_same_documents(both):
 
 def compare_studies(a, # runs of the first study, as from `load_runs`
                     b  # runs of the second
-                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, weak, seeds
+                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, …
     "Each pattern in one study against itself in the other; weak: hardly trained; seeds: of the side that has fewer."
     a, b = (runs[(runs.status == "finished") & runs.final_val_loss.notna()] for runs in (a, b))
     shared = [p for p in rank_patterns(a) if p in set(b.pattern)]

@@ -7,7 +7,7 @@ __all__ = ['departures', 'beyond', 'simulated_study', 'error_rate', 'two_study_r
 
 # %% ../../nbs/07_study/01_error_rates.ipynb #737f78b1
 import math
-import numpy as np, pandas as pd
+import numpy as np
 from .stats import in_order, outlying_runs, pair_intervals
 
 # %% ../../nbs/07_study/01_error_rates.ipynb #3525420c
@@ -65,7 +65,7 @@ def error_rate(patterns: int,
                draws: int = 400, # of each comparison
                rng=None,      # numpy generator; None: one that starts at 0
                **departure    # of `simulated_study`
-              ) -> dict: # false and refused (shares of the studies), width (multiple of that of `alike`; None: not known)
+              ) -> dict: # shares of studies: false, refused; width: multiple of that of `alike`; None: not known
     "How often a study of equal patterns claims a difference, and how wide its intervals are."
     rng, false, refused, width = rng or np.random.default_rng(0), 0, 0, []
     if departure.get("scattering") == 0: departure = departure | dict(scattering=max(1, patterns // 2))
@@ -84,7 +84,8 @@ def error_rate(patterns: int,
                            for x in (c, pair_intervals(*study, draws=draws, seed=k, alike=True)))
             width.append(float(np.median(ours / alike)))
     middle = float(np.median(width)) if width else math.inf
-    return dict(false=float(false / studies), refused=refused / studies, width=middle if math.isfinite(middle) else None)
+    return dict(false=float(false / studies), refused=refused / studies,
+                width=middle if math.isfinite(middle) else None)
 
 # %% ../../nbs/07_study/01_error_rates.ipynb #a205e5f9
 def two_study_rate(patterns: int,

@@ -7,7 +7,6 @@ __all__ = ['measured', 'document_variance', 'Power', 'sd_range', 'power_text']
 
 # %% ../../nbs/07_study/02_power.ipynb #64129510
 import math
-from itertools import combinations
 import numpy as np
 from fastcore.basics import patch
 from .stats import document_groups, SignFlips, student_bound
@@ -54,7 +53,8 @@ class Power:
         free = (seeds - 1) * pair**2 / (own[:, :2]**2).sum(1)
         grid = np.linspace(seeds - 1, 2*seeds - 2, 20)
         t = np.interp(free, grid, [student_bound(alone, f) for f in grid])
-        own_bound = np.sqrt(t*t * self.sd**2*pair/seeds + student_bound(alone, 19)**2 * doc) # twenty groups of documents
+        t_doc = student_bound(alone, 19) # twenty groups of documents
+        own_bound = np.sqrt(t*t * self.sd**2*pair/seeds + t_doc**2 * doc)
         d = (z[:, 0] - z[:, 1]) / math.sqrt(2) * error(1) + difference
         return float((np.abs(d) > np.maximum(bound * error(known), own_bound)).mean())
 

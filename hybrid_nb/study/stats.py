@@ -52,7 +52,7 @@ def document_groups(nats: np.ndarray,   # (patterns, documents): sums
     if sources is not None:
         of = np.unique(sources, return_inverse=True)[1]
         return of * min(most_groups, of.max() + 1) // (of.max() + 1)
-    _, reach = correlation_reach((nats - nats.sum(1, keepdims=True) / tokens.sum() * tokens))
+    _, reach = correlation_reach(nats - nats.sum(1, keepdims=True) / tokens.sum() * tokens)
     blocks = max(1, n // max(math.ceil(n / most_blocks), 4*reach, 1))
     return np.arange(n) * blocks // n
 
@@ -232,7 +232,7 @@ def pair_intervals(numbers: np.ndarray, # of each run: 0 for the pattern with th
                    level: float = .95, draws: int = 2000, seed: int = 0,
                    pairs: list|None = None, # of two numbers, the lower first; None: all
                    alike: bool = False
-                  ) -> dict: # pairs, columns (of `Comparison.pairs`), mean, n, sd, free, known, groups, grouped, refused
+                  ) -> dict: # pairs, columns (of `Comparison.pairs`), mean, n, sd, free, known, groups, …
     "What `compare_patterns` computes, for runs whose patterns are numbers in order of their means."
     rng, count = np.random.default_rng(seed), range(numbers.max() + 1)
     n, mean = (np.array([f(numbers == p) for p in count]) for f in (np.sum, lambda of: losses[of].mean()))
@@ -241,7 +241,8 @@ def pair_intervals(numbers: np.ndarray, # of each run: 0 for the pattern with th
     sd = math.sqrt(np.nansum(own*(n - 1)) / free) if free else math.nan
     pairs = list(combinations(count, 2)) if pairs is None else pairs
     flips, groups, grouped, refused = _grouped(numbers, nats, tokens, sources, draws, rng)
-    columns = _pair_columns(mean, n, None if alike else own, pairs, flips, sd, 0 if refused else free, level, draws, rng)
+    columns = _pair_columns(mean, n, None if alike else own, pairs, flips, sd, 0 if refused else free, level, draws,
+                            rng)
     known = dict(seeds=bool(free) and not refused, documents=flips is not None)
     return dict(pairs=pairs, columns=columns, mean=mean, n=n, sd=sd, free=free, known=known, groups=groups,
                 grouped=grouped, refused=refused)

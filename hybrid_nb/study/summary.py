@@ -26,7 +26,7 @@ def study_comparison(runs # as from `load_runs` or `read_wandb_csv`
     return compare_patterns(done.pattern.tolist(), done.final_val_loss, nats, tokens, sources)
 
 def without_outliers(runs # as from `load_runs` or `read_wandb_csv`
-                    ) -> tuple: # (names of outlying runs, their losses, Comparison without them); ([], [], None) if none
+                    ) -> tuple: # names of outlying runs, their losses, Comparison without them; [], [], None if none
     "The comparison once more, without the runs that ended far from the other seeds of their pattern."
     done = runs[(runs.status == "finished") & runs.final_val_loss.notna()]
     far = done.iloc[outlying_runs(done.pattern.tolist(), done.final_val_loss)]

@@ -1,4 +1,4 @@
-"How often intervals fail, in a few rows of the page on error rates, with fixed seeds: bounds that a broken method passes."
+"How often intervals fail, in a few rows of the page on error rates, with fixed seeds."
 import numpy as np
 import pytest
 from hybrid_nb.study.error_rates import departures, error_rate, simulated_study, two_study_rate

@@ -1,4 +1,4 @@
-"What a report says of runs that should not be counted as they are: copies, odd seeds, runs that went astray, few documents."
+"What a report says of copies, odd seeds, runs that went astray and few documents."
 import json, shutil
 import numpy as np
 import pytest
