@@ -92,13 +92,13 @@ def setting_changes(a, # runs of the first study
 def comparison_record(a, # runs of the first study
                       b, # runs of the second
                       title: str # of the report
-                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, table, changed
+                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, groups, refused, table, changed
     "The content of a comparison's report, ready for JSON."
     table = compare_studies(a, b)
     names = [r.study.iloc[0] for r in (a, b)]
     if names[0] == names[1]: names = [f"{names[0]} (first)", f"{names[1]} (second)"]
     return dict(title=title, studies=names, **comparison_card(table), basis=table.attrs["basis"],
-                documents=table.attrs["documents"],
+                documents=table.attrs["documents"], groups=table.attrs["groups"], refused=table.attrs["refused"],
                 table=json.loads(table.to_json(orient="records", double_precision=10)), changed=setting_changes(a, b))
 
 def comparison_text(record: dict # from `comparison_record`

@@ -311,13 +311,14 @@ def forecast(runs # as from `load_runs`
 # %% ../../nbs/07_study/14_findings.ipynb #d1c75923
 def study_record(runs, # as from `add_flops`
                  title: str # of the report
-                ) -> dict: # title, claim, evidence, verdict, basis, documents, pairs, caveats, table, runs, recall, …
+                ) -> dict: # title, claim, evidence, verdict, basis, documents, groups, pairs, caveats, table, runs, …
     "The content of a study's report, ready for JSON."
     table = summary_table(runs)
     clean = lambda df: json.loads(df.to_json(orient="records", double_precision=10))
     drop = [c for c in ("recall", "path", "error", "audit") if c in runs]
     c, sd = table.attrs["comparison"], table.attrs["pooled_sd"]
     recall = load_recall(runs).groupby(["pattern", "distance_from", "distance_to"], as_index=False).accuracy.mean()
-    return dict(title=title, **report_card(runs, table), basis=c.basis, documents=c.documents, pairs=clean(c.pairs),
+    return dict(title=title, **report_card(runs, table), basis=c.basis, documents=c.documents, groups=c.groups,
+                grouped=c.grouped, refused=c.refused, outlying=table.attrs["without"][0], pairs=clean(c.pairs),
                 answer=headline(table), caveats=caveats(runs, table), pooled_sd=None if math.isnan(sd) else sd,
                 table=clean(table), runs=clean(runs.drop(columns=drop)), recall=clean(recall))
