@@ -6,7 +6,8 @@
 __all__ = ['old_names', 'old_values', 'old_arrays', 'resumable', 'BETTER_THAN_5GRAM', 'run_lock', 'is_running', 'git_revision',
            'processor_name', 'environment', 'rename_old', 'own_run', 'read_object', 'load_config', 'MetricsFile',
            'last_metrics', 'list_checkpoints', 'checkpoint_step', 'save_windows', 'load_windows', 'read_document_sums',
-           'read_summary', 'notebook_error', 'run_state', 'clear_attempt', 'clear_events', 'clear_run', 'cut_run']
+           'read_document_sources', 'read_summary', 'notebook_error', 'run_state', 'clear_attempt', 'clear_events',
+           'clear_run', 'cut_run']
 
 # %% ../../nbs/01_core/04_runs.ipynb #e85adb2b
 import json, os, platform, shutil, subprocess, sys, warnings, zipfile
@@ -192,6 +193,14 @@ def read_document_sums(runs: list # folders of runs
         tokens, nats = mine, np.bincount(document, nats)
         sums.append(nats)
     return (np.stack(sums), tokens[1]) if sums else (None, None)
+
+def read_document_sources(run # folder of a run
+                         ) -> np.ndarray|None: # (documents,), as in `read_document_sums`: equal for parts of one source
+    "What each validation document is a part of, such as a book; None where the data did not say so for all."
+    try: parts = load_windows(run); document, source = parts["document"], parts["source"]
+    except (OSError, ValueError, KeyError): return None
+    source = np.asarray(source)[np.unique(document, return_index=True)[1]]
+    return source if len(source) and (source != 0).all() else None
 
 # %% ../../nbs/01_core/04_runs.ipynb #6cfaeec0
 BETTER_THAN_5GRAM = "better than a 5-gram" # name of an audit check, by which reports find it in a summary

@@ -30,6 +30,7 @@ class Corpus:
     val_files: tuple = ()                # local files that hold the validation documents, instead of `val_fraction`
     text: str | Callable = "{text}"      # one text from a row: a template over its fields, or a function of the row
     unit: str = "row"                    # what a document is: one of `plain_text.units`
+    source: str = "auto"                 # field that names what a document is a part of; auto: book or title
     max_documents: int | None = None     # read at most this many
     max_chars: int | None = None         # keep this many characters of a document
     val_fraction: float = 0.1            # share of the documents held out
@@ -74,6 +75,7 @@ class DataConfig:
     val_files: str | None = None       # path or pattern of the validation documents, where they are separate files
     text_field: str = "text"           # the field with the text, or a template over several: "{title}\n\n{text}"
     text_unit: str = "auto"            # what a document of a .txt file is: file, article, passage, paragraph or line
+    source_field: str = "auto"         # field that names what a document is a part of; auto: book or title, if there
     max_documents: int | None = None   # None: as the corpus says
     max_chars: int | None = None       # characters kept of a document; None: as the corpus says; 0: all
     val_fraction: float | None = None  # None: as the corpus says
@@ -205,5 +207,6 @@ def resolve_corpus(cfg: DataConfig
     if cfg.max_chars is not None: c = replace(c, max_chars=cfg.max_chars or None)
     if c.dialog or cfg.dialog: c = _dialog_corpus(c, cfg)
     if cfg.on_bad_line != "stop": c = replace(c, on_bad_line=cfg.on_bad_line)
+    if cfg.source_field != "auto": c = replace(c, source=cfg.source_field)
     max_documents = cfg.max_documents or c.max_documents
     return replace(c, max_documents=max_documents, seed=cfg.corpus_seed if c.generate else 0)

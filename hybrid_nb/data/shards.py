@@ -15,7 +15,8 @@ RECORD = np.dtype([("end", "<i8"),    # the position after the document's end-of
                    ("bytes", "<i8"),  # its length in UTF-8
                    ("row", "<i8"),    # where it stood in the corpus
                    ("hash", "<u8"),   # `document_hash` of its text
-                   ("bits", "<f8")])  # information content, where the corpus knows it; else nan
+                   ("bits", "<f8"),   # information content, where the corpus knows it; else nan
+                   ("source", "<u8")]) # a number for what it is a part of; 0: not known
 
 # %% ../../nbs/04_data/06_shards.ipynb #c60fc9a1
 class TokenWriter:

@@ -86,7 +86,7 @@ def tokenize_block(job: dict, # from `tokenizing_job`
     rows, recall = [], []
     for i, (d, x) in enumerate(zip(hashed, ids)):
         bits = np.nan if d.get("bits") is None else d["bits"]
-        rows.append((0, len(d["text"].encode()), d["row"], d["hash"], bits,
+        rows.append((0, len(d["text"].encode()), d["row"], d["hash"], bits, d.get("source", 0),
                      len(x), *d["place"][:2], d["val"], not len(x), d["truncated"], "bad" in d))
         if d["val"] and d.get("recall") and hasattr(job["tok"], "encode_batch_fast"):
             offsets = job["tok"].encode(d["text"], add_special_tokens=False).offsets

@@ -8,10 +8,10 @@ __all__ = ['compare_studies', 'comparison_card', 'setting_changes', 'comparison_
 # %% ../../nbs/07_study/16_comparison.ipynb #e745fc8b
 import json, math
 import numpy as np, pandas as pd
-from ..core.runs import load_config, read_document_sums
+from ..core.runs import load_config, read_document_sources, read_document_sums
 from .stats import compare_patterns
 from .tables import rank_patterns, study_settings
-from .summary import hardly_trained, pair_difference
+from .summary import hardly_trained, name_patterns, pair_difference
 from .findings import verdict
 from .figures import new_axes, pattern_label, pattern_styles
 
@@ -24,10 +24,19 @@ def _check_comparable(a, b):
             raise ValueError(f"compare: {k} {'/'.join(map(str, x))} and {'/'.join(map(str, y))}: "
                              "losses in nats a token are not comparable")
 
+def _check_same_documents(both):
+    "`ValueError` if the runs have sums by document, but of different documents."
+    of = {side: read_document_sums(g.path) for side, g in both.groupby("side")}
+    if any(tokens is None for _, tokens in of.values()): return # exports, and runs from before sums were kept
+    if read_document_sums(both.path)[1] is None:
+        counts = " and ".join(f"{len(of[side][1]):,}" for side in "ab")
+        raise ValueError(f"compare: the studies were evaluated on different validation documents ({counts}): "
+                         "their losses cannot be compared (give both the same corpus, max_documents and val_fraction)")
+
 def compare_studies(a, # runs of the first study, as from `load_runs`
                     b  # runs of the second
-                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, weak
-    "Each pattern in one study against itself in the other; weak: hardly trained; attrs: basis, sd, free, documents."
+                   ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, …
+    "Each pattern in one study against itself in the other; weak: hardly trained; seeds: of the side that has fewer."
     a, b = (runs[(runs.status == "finished") & runs.final_val_loss.notna()] for runs in (a, b))
     shared = [p for p in rank_patterns(a) if p in set(b.pattern)]
     if not shared:
@@ -37,13 +46,16 @@ def compare_studies(a, # runs of the first study, as from `load_runs`
     both = pd.concat([a[a.pattern.isin(shared)].assign(side="a"), b[b.pattern.isin(shared)].assign(side="b")],
                      ignore_index=True)
     nats, tokens = read_document_sums(both.path)
-    c = compare_patterns([*zip(both.pattern, both.side)], both.final_val_loss, nats, tokens,
+    _check_same_documents(both)
+    sources = None if nats is None else read_document_sources(both.path.iloc[0])
+    c = compare_patterns([*zip(both.pattern, both.side)], both.final_val_loss, nats, tokens, sources,
                          wanted=[((p, "a"), (p, "b")) for p in shared])
     rows = [(p, c.mean[p, "a"], c.mean[p, "b"], *pair_difference(c, (p, "a"), (p, "b"))) for p in shared]
     out = pd.DataFrame(rows, columns=["pattern", "loss_a", "loss_b", "difference", "low", "high"])
     out["different"] = (out.low > 0) | (out.high < 0)
     out["weak"] = out.pattern.isin({*hardly_trained(a), *hardly_trained(b)})
-    out.attrs |= dict(basis=c.basis, sd=c.sd, free=c.free, documents=c.documents)
+    out["seeds"] = [min(c.seeds[p, "a"], c.seeds[p, "b"]) for p in shared]
+    out.attrs |= dict(basis=c.basis, sd=c.sd, free=c.free, documents=c.documents, groups=c.groups, refused=c.refused)
     return out
 
 # %% ../../nbs/07_study/16_comparison.ipynb #4e013554
@@ -57,11 +69,16 @@ def comparison_card(table # from `compare_studies`
     evidence = (f"Of these, {lower} {'is' if lower == 1 else 'are'} lower in the second study and {higher} higher, "
                 f"by 95 % intervals that hold at once; {n - lower - higher} cannot be distinguished. "
                 f"The intervals account for {basis}"
+                + (f" ({table.attrs['documents']:,} documents in {table.attrs['groups']} independent groups)"
+                   if table.attrs["documents"] else "")
                 + (f" (seeds differ by {table.attrs['sd']:.4f} nats)" if table.attrs["free"] else "") + ".")
     sure, weak = table[~table.weak], table.pattern[table.weak].tolist()
     counts = {"lower": int((sure.high < 0).sum()), "higher": int((sure.low > 0).sum())}
     shown = [f"{word} for {k if k < n else 'all'} of {n} patterns" for word, k in counts.items() if k]
-    said = verdict(basis, ", and ".join(shown), "No pattern differs." if not weak else "", weak)
+    said = verdict(basis, ", and ".join(shown), "No pattern differs." if not weak else "", weak,
+                   table.attrs["refused"])
+    if basis.startswith("seeds") and (single := table.pattern[table.seeds < 2].tolist()):
+        said += (f" Of {name_patterns(single)} one study has one seed only; a claim takes two at least in each.")
     return dict(claim=claim, evidence=evidence, verdict=said)
 
 # %% ../../nbs/07_study/16_comparison.ipynb #734162be
@@ -75,13 +92,13 @@ def setting_changes(a, # runs of the first study
 def comparison_record(a, # runs of the first study
                       b, # runs of the second
                       title: str # of the report
-                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, table, changed
+                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, groups, refused, table, changed
     "The content of a comparison's report, ready for JSON."
     table = compare_studies(a, b)
     names = [r.study.iloc[0] for r in (a, b)]
     if names[0] == names[1]: names = [f"{names[0]} (first)", f"{names[1]} (second)"]
     return dict(title=title, studies=names, **comparison_card(table), basis=table.attrs["basis"],
-                documents=table.attrs["documents"],
+                documents=table.attrs["documents"], groups=table.attrs["groups"], refused=table.attrs["refused"],
                 table=json.loads(table.to_json(orient="records", double_precision=10)), changed=setting_changes(a, b))
 
 def comparison_text(record: dict # from `comparison_record`

@@ -8,9 +8,9 @@ __all__ = ['exports', 'export_tables', 'export_csv', 'export_parquet', 'export_l
 # %% ../../nbs/07_study/17_exchange.ipynb #a6729ad0
 import json
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 from ..core.files import atomic_write, save_json
-from ..core.runs import read_document_sums
+from ..core.runs import read_document_sources, read_document_sums
 from .tables import load_curves
 from .summary import format_table, summary_table
 from .figures import plot_cost, plot_curves, plot_ranking
@@ -30,7 +30,10 @@ def export_tables(record: dict, # of a report
     if len(curves): tables["curves"] = curves[columns]
     nats, tokens = read_document_sums(done.path)
     if nats is not None:
-        sums = dict(document=range(len(tokens)), tokens=tokens.astype(int)) | dict(zip(done.name, nats.round(3)))
+        sources = read_document_sources(done.path.iloc[0])
+        sums = dict(document=range(len(tokens)), tokens=tokens.astype(int))
+        if sources is not None: sums["source"] = np.unique(sources, return_inverse=True)[1]
+        sums |= dict(zip(done.name, nats.round(3)))
         tables["documents"] = pd.DataFrame(sums)
     return tables
 

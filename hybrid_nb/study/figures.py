@@ -104,8 +104,10 @@ def plot_differences(table # as from `summary_table`
     for y, r in enumerate(table.itertuples()):
         y = min(y, len(own)) # the rest share a row
         color, marker = styles[r.pattern]["color"], styles[r.pattern]["marker"]
-        if 0 < y < len(own): ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=2)
-        interval = f"{r.difference:+.4f} ({r.difference_low:+.4f} to {r.difference_high:+.4f})"
+        known = np.isfinite(r.difference_high) # not of a pattern with one seed beside others with several
+        if known and 0 < y < len(own): ax.plot([r.difference_low, r.difference_high], [y, y], color=color, lw=2)
+        interval = f"{r.difference:+.4f}"
+        if known: interval += f" ({r.difference_low:+.4f} to {r.difference_high:+.4f})"
         ax.scatter([r.difference], [y], color=color, s=30, marker=marker, zorder=3,
                    gid=f"{pattern_label(r.pattern)}: {interval}")
         if y < len(own): ax.annotate(r.group, (1.01, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9,
@@ -287,7 +289,7 @@ def _place_labels(ax, points, styles, # points: {pattern: (x, y)}
 # %% ../../nbs/07_study/15_figures.ipynb #768c4a68
 def plot_cost(runs # as from `add_flops`, `load_runs` or `read_wandb_csv`
              ): # matplotlib Figure, or None
-    "Final loss against parameters, compute and time, each with its Pareto front; None if none of them is known."
+    "Final loss against parameters, compute and time, the first two with Pareto fronts; None if none of them is known."
     done, styles = runs[runs.status == "finished"], pattern_styles(rank_patterns(runs))
     unit, size = flop_unit(done.training_flops.max() if "training_flops" in done else 0)
     costs = [("parameters", "parameters (millions)", 1e-6), ("training_flops", f"compute ({unit})", 1/size),
@@ -305,8 +307,7 @@ def plot_cost(runs # as from `add_flops`, `load_runs` or `read_wandb_csv`
             ax.scatter(*points[p], s=38, color=color, marker=styles[p]["marker"], zorder=3,
                        gid=f"{pattern_label(p)}: {{y:.4f}} at {{x:.4g}}")
         xy = np.array(sorted(points.values()))
-        front = xy[pareto(*xy.T)]
-        ax.step(*front.T, where="post", color="#999999", lw=1, zorder=1)
+        if key != "runtime_seconds": ax.step(*xy[pareto(*xy.T)].T, where="post", color="#999999", lw=1, zorder=1)
         ax.set(xlabel=label)
         ax.margins(x=.22, y=.1)
         named = {p: points[p] for p in fold(list(styles))[0] if p in points}

@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.script import Param
 from ..core.commands import command, continues, duration, say_next, SettingsParam
 from ..core.runs import (
-    BETTER_THAN_5GRAM, is_running, last_metrics, read_document_sums, read_summary, run_state)
+    BETTER_THAN_5GRAM, is_running, last_metrics, read_document_sources, read_document_sums, read_summary, run_state)
 from ..data.loading import load_data
 from ..training.config import warn_patience
 from ..training.fields import all_settings, with_settings
@@ -111,9 +111,11 @@ def power_summary(plan: list, # from `plan_sweep`
     own, names = {}, [run_label(r["name"]) for r in done]
     sd, free = pooled_sd(names, [read_summary(r["path"])["final_val_loss"] for r in done])
     nats, counts = read_document_sums([r["path"] for r in done])
-    if free > 1: own["sd_seed"] = sd
-    if nats is not None and len(set(names)) > 1: own["document_variance"] = document_variance(names, nats, counts)
-    source = " and ".join(dict(sd_seed="seeds", document_variance="documents")[k] for k in own)
+    if free > 1: own |= dict(sd_seed=sd, free=free)
+    if nats is not None and len(set(names)) > 1: own["document_variance"] = document_variance(
+        names, nats, counts, read_document_sources(done[0]["path"]))
+    words = dict(sd_seed="seeds", document_variance="documents")
+    source = " and ".join(word for k, word in words.items() if k in own)
     source = f"{source} as measured on this study's finished runs" if own else None
     return power_text(len(labels), len(plan) // len(labels), tokens, **own, source=source)
 

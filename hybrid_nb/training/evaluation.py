@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_windows', 'metrics_from_sums', 'perplexity', 'shared_batches', 'read_on', 'evaluate', 'val_parts',
-           'final_documents', 'window_runs', 'evaluate_parts', 'read_parts', 'add_sums', 'loss_by_position',
-           'length_table', 'recalled', 'recall_table']
+           'part_sources', 'final_documents', 'window_runs', 'evaluate_parts', 'read_parts', 'add_sums',
+           'loss_by_position', 'length_table', 'recalled', 'recall_table']
 
 # %% ../../nbs/06_training/05_evaluation.ipynb #a4d3b261
 import math
@@ -108,6 +108,12 @@ def val_parts(data # as `load_data` returns it
                 first=(starts - 1) % length, tokens=np.diff(starts, append=n))
 
 # %% ../../nbs/06_training/05_evaluation.ipynb #f12644e3
+def part_sources(data, # as `load_data` returns it
+                 parts: dict # from `val_parts`
+                ) -> dict: # source: an entry a part; empty for dialogs
+    "What the document of each part belongs to, such as a book; 0: not known."
+    return {} if data.windows is None else dict(source=np.asarray(data.val.records["source"])[parts["document"]])
+
 def final_documents(parts: dict, # from `val_parts`
                     tokens: int # about how many targets they should have together; 0 = all documents
                    ) -> np.ndarray: # numbers of validation documents, in the order of `parts`
@@ -140,9 +146,10 @@ def evaluate_parts(objective: nn.Module, # an `Objective`
                    bar=None, # a tqdm bar to advance, if any
                    acc: Accelerator|None = None, # the windows are shared out among its processes
                    tokens: int = 0 # read about so many, in whole documents; 0 = all
-                  ) -> dict: # `val_parts`, and for each the sums `nats` and `correct`
+                  ) -> dict: # `val_parts`, the `source` of each, and the sums `nats` and `correct`
     "Measure the model on the whole validation set, part by part."
     parts, training = val_parts(data), objective.training
+    parts |= part_sources(data, parts)
     counted = np.isin(parts["document"], final_documents(parts, tokens))
     if data.cfg.stateful: return read_parts(objective, data, size, device, bar, acc, parts, counted)
     windows = window_runs(parts["window"][counted], size)

@@ -14,7 +14,7 @@ def test_opens_40_million_tokens(cfg):
     folder = small.folder
     writer = TokenWriter(folder, "train", 0, "<u2")
     ids = np.random.default_rng(0).integers(1, 400, 4_000, dtype="<u2")
-    for i in range(10_000): writer.add(ids, np.array([(4_000, 16_000, i, i, np.nan)], RECORD))
+    for i in range(10_000): writer.add(ids, np.array([(4_000, 16_000, i, i, np.nan, 0)], RECORD))
     writer.close()
     meta = json.loads((folder/"meta.json").read_text())
     meta["shards"]["train"] = writer.shards

@@ -15,7 +15,7 @@ def make_run(study, pattern, seed, status="finished", steps=200, every=20, hidde
     rng = np.random.default_rng([seed, *pattern.encode()])
     run = Path(study)/f"{pattern}-s{seed}"
     run.mkdir(parents=True, exist_ok=True)
-    end, rate = end + rng.normal(0, 0.006), (8 + 6*pattern.count("M")/len(pattern))/200
+    end, rate = end + rng.normal(0, 0.002), (8 + 6*pattern.count("M")/len(pattern))/200
     curve = lambda step: end + 5.1*(1 + step/6)**-1.3
     bits = lambda nats: nats/np.log(2)/bytes_per_token
     config = dict(name=run.name, study=Path(study).name, pattern=pattern, seed=seed,
