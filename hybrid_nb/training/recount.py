@@ -6,18 +6,18 @@
 __all__ = ['precisions', 'run_readers', 'window_logits', 'count_again', 'drawn_windows', 'check_recount', 'check_record',
            'audit_record']
 
-# %% ../../nbs/06_training/05_recount.ipynb #edf2e957
+# %% ../../nbs/06_training/05_recount.ipynb #def9152d
 import zlib
 import numpy as np, torch
 import torch.nn.functional as F
 from ..audit.checks import Finding, run_check
-from ..audit.every_cut import affordable_tokens, Reader
-from ..core.verdict_file import record_fault
+from ..audit.every_cut import affordable_tokens, ModelReader
+from ..core.verdict_file import record_checks, record_fault
 from ..mixers.plain_modules import is_plain
 from .evaluation import final_documents, metrics_from_sums, val_parts
 from .objective import Objective
 
-# %% ../../nbs/06_training/05_recount.ipynb #3350a9e2
+# %% ../../nbs/06_training/05_recount.ipynb #73be2d2b
 precisions = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 def run_readers(model, # of transformers, whole on its device
@@ -25,7 +25,7 @@ def run_readers(model, # of transformers, whole on its device
                 seed: int, batch_size: int, # of the run
                 rows: int, eval_rows: int, # at once, in training and evaluation
                 precision: str = "fp32"
-               ) -> tuple: # of two `Reader`: in training and in evaluation
+               ) -> tuple: # of two `ModelReader`: in training and in evaluation
     "How a run reads with its model."
     objective, head, device = Objective(model, data.document_start), model.get_output_embeddings(), model.device
     allowed = 1e-5 if precision == "fp32" else 5e-4
@@ -36,14 +36,14 @@ def run_readers(model, # of transformers, whole on its device
     def context(): return torch.autocast(device.type, precisions[precision], enabled=precision != "fp32")
     def reader(texts, rows, about):
         if len(texts) < 2: texts = torch.cat([texts, texts.flip(1)])
-        return Reader(read, texts.to(device), rows, data.cfg.stateful, allowed, about, context)
+        return ModelReader(read, texts.to(device), rows, data.cfg.stateful, allowed, about, context)
     train = data.step_batch(seed, 0, batch_size, slice(0, 8))[0]
     n = data.n_val_windows
     first = max(0, n - 8 if data.windows is None else (n - 8) // 2) # of dialogs the longest
     return (reader(train, rows, "training text"),
             reader(data.val_batch(first, min(first + 8, n))[0], eval_rows, "validation text"))
 
-# %% ../../nbs/06_training/05_recount.ipynb #6a862343
+# %% ../../nbs/06_training/05_recount.ipynb #dfe06527
 @torch.no_grad()
 def window_logits(model, data, window: int): # yields the number of a window, its logits (length, words), its targets
     "One validation window; with `stateful` all of the document that begins with it."
@@ -76,7 +76,7 @@ def count_again(model, data, parts: dict, # from `val_parts`
     which, nats, hits = zip(*found)
     return np.array(which), np.array(nats), np.array(hits)
 
-# %% ../../nbs/06_training/05_recount.ipynb #39fd9c0f
+# %% ../../nbs/06_training/05_recount.ipynb #a400f36a
 def drawn_windows(data, parts: dict, # of the run
                   tokens: int, most: int = 256) -> np.ndarray: # numbers of windows, in order
     "Windows to count again; which they are nobody knows before the sums are there."
@@ -105,14 +105,14 @@ def check_recount(model, # loaded from the last checkpoint of a run
     allowed, a_part = (1e-3, .02) if precision == "fp32" else (5e-3, .2)
     read, there = (len(np.unique(parts["window"][i])) for i in (which, slice(None)))
     said = (f"{read:,} of {there:,} windows drawn and counted again from the saved weights: "
-            f"{nats.sum() / count.sum():.4f} nats a token, the record says {parts['nats'][which].sum() / count.sum():.4f} "
+            f"{nats.sum() / count.sum():.4f} nats a token, the record says {mean + nats.sum() / count.sum():.4f} "
             f"(allowed {allowed:.0e} off on the whole and {a_part} in a part; the largest is {largest:.1g})")
     wrong = abs(hits.sum() - parts["correct"][which].sum()) / count.sum()
     if not (abs(mean) <= allowed and largest <= a_part): return "fail", f"the record is not that of the weights: {said}"
     if wrong <= .01: return "pass", said
     return "fail", f"other predictions are correct than the record says ({wrong:.1%} of all): {said}"
 
-# %% ../../nbs/06_training/05_recount.ipynb #c930661b
+# %% ../../nbs/06_training/05_recount.ipynb #86aad5bb
 def check_record(summary: dict, # of a run
                  parts: dict, # of its `val_windows.npz`
                  data, # as `load_data` returns it
@@ -135,7 +135,7 @@ def check_record(summary: dict, # of a run
     return "pass", (f"the sums of {len(parts['window']):,} parts make loss, accuracy and bits a byte of the summary "
                     f"and have {n:,} targets, {n / data.val_targets:.0%} of the validation set, as set")
 
-# %% ../../nbs/06_training/05_recount.ipynb #80c974b8
+# %% ../../nbs/06_training/05_recount.ipynb #7657af81
 def audit_record(model, # loaded from the last checkpoint of a run; None: there is none
                  data, # as `load_data` returns it
                  parts: dict|None, # of its `val_windows.npz`; None: there is none
@@ -143,8 +143,7 @@ def audit_record(model, # loaded from the last checkpoint of a run; None: there 
                  train: dict # its training settings
                 ) -> list: # of `Finding`
     "Whether a run's record is whole, and that of its weights."
-    if parts is None: return [Finding(check, "not checked", "the run has no val_windows.npz")
-                              for check in ("record", "recount")]
+    if parts is None: return [Finding(k, "not checked", "the run has no val_windows.npz") for k in record_checks]
     found = [run_check("record", check_record, summary, parts, data, train.get("final_eval_tokens", 0))]
     if model is None: return found + [Finding("recount", "not checked", "there are no weights of the last step")]
     tokens = affordable_tokens(model, head=True)

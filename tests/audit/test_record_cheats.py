@@ -71,6 +71,7 @@ def test_no_program_that_makes_its_losses_nicer_passes(tmp_path, capsys, what):
     with programs[what](): summary = train_run("AM", runs=tmp_path, **SMALL | dict(steps=4, eval_every=4))
     check = "recount" if "divided" in what else "record"
     assert {f["check"] for f in summary["audit"] if f["verdict"] == "fail"} == {check}
+    assert load_run(tmp_path/"s"/"AM-s0")["status"] == "broken"
     assert f"audit failed: {check}: " in capsys.readouterr().err
     assert verdicts(tmp_path/"s"/"AM-s0")[check].verdict == "fail" # also for a program that knows nothing of it
 
@@ -79,8 +80,8 @@ def test_no_program_that_makes_its_losses_nicer_passes(tmp_path, capsys, what):
     dict(stateful=True, pattern="MS"), dict(documents="separate"), dict(corpus="chat-demo", length=96, vocab_size=500),
     dict(precision="bf16", pattern="AMSGWFL"), dict(final_eval_tokens=900), dict(stride=.5, eval_batch_size=3),
     dict(final_eval_tokens=300, stateful=True, pattern="M"),
-    dict(family="context", pattern=None, hidden_size=None, embedding_size=16, context_dim=16, network_size=16, depth=2)],
-    ids=str)
+    dict(family="context", pattern=None, hidden_size=None, embedding_size=16, context_dim=16, network_size=16,
+         depth=2)], ids=str)
 def test_honest_runs_with_all_options_pass(tmp_path, settings):
     given = {k: v for k, v in (SMALL | dict(pattern="AM", steps=6, eval_every=6, name="x") | settings).items()
              if v is not None}
