@@ -6,7 +6,7 @@
 __all__ = ['QUICK', 'exchange_future', 'Effects', 'future_effects', 'ModelReader', 'plain_reader', 'affordable_tokens',
            'spread_cuts', 'leak_found', 'reader_effects', 'leaking_blocks', 'leaking_gradients', 'check_causality']
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #7dcf0ffd
+# %% ../../nbs/05_audit/02_every_cut.ipynb #6cf52262
 import math, random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from .causality import block_calls, block_name, leakage, model_leakage, random_tokens, zero_tolerance
 from .checks import seed_torch
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #7114fc6a
+# %% ../../nbs/05_audit/02_every_cut.ipynb #95cd42f2
 def exchange_future(text: Tensor, # (length, …) or (rows, length, …)
                     other: Tensor, # (rows, length, …)
                     cuts: Tensor # (rows,) how much of the text each row keeps
@@ -25,7 +25,7 @@ def exchange_future(text: Tensor, # (length, …) or (rows, length, …)
     keep = torch.arange(other.shape[1], device=other.device) < cuts.to(other.device)[:, None]
     return torch.where(keep.view(*keep.shape, *[1]*(other.ndim - 2)), text, other)
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #ecb2df84
+# %% ../../nbs/05_audit/02_every_cut.ipynb #985e412b
 @dataclass
 class Effects:
     "What changes outputs and may not, as a share of the largest output."
@@ -61,7 +61,7 @@ def future_effects(f: Callable, # maps (rows, length, …) to (rows, length, num
     return Effects(cuts, torch.cat(sizes).cpu(), places.cpu(), max([h.max().item() for h in halves], default=0.),
                    change(same).max().item())
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #fe59651e
+# %% ../../nbs/05_audit/02_every_cut.ipynb #83f292a6
 @dataclass
 class ModelReader:
     "How a model is read in one mode, and on which texts."
@@ -88,7 +88,7 @@ def plain_reader(model: nn.Module, # a causal language model of transformers
     rows = max(2, min(8, 2**25 // (length * model.config.vocab_size)))
     return ModelReader(read, random_tokens(model, length, 4), rows, allowed=zero_tolerance(model.dtype))
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #4a777ec8
+# %% ../../nbs/05_audit/02_every_cut.ipynb #0d4aa71c
 QUICK = 8e10 # multiplications: about eight seconds of a core
 
 def affordable_tokens(model: nn.Module, head: bool = False # are logits computed, too?
@@ -110,7 +110,7 @@ def leak_found(cuts: int) -> float: # share of the cuts
     "The least share of cuts at which a leak has to show to be found with 99 %."
     return 1 - .01**(1 / cuts)
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #709a1658
+# %% ../../nbs/05_audit/02_every_cut.ipynb #20a6fc5e
 def reader_effects(model: nn.Module, reader: ModelReader, cuts: Tensor # (cuts,)
                   ) -> Effects:
     "`future_effects` of a model as its run reads it; with a state, of windows at the beginning of a text, too."
@@ -129,7 +129,7 @@ def reader_effects(model: nn.Module, reader: ModelReader, cuts: Tensor # (cuts,)
 def _seed(device): # all that a forward pass may draw from
     random.seed(0); np.random.seed(0); seed_torch(device)
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #5fdef9b7
+# %% ../../nbs/05_audit/02_every_cut.ipynb #2c319773
 def leaking_blocks(model: nn.Module, reader: ModelReader, effects: Effects, # of the whole model
                    allowed: float) -> dict: # name of a block -> size
     "The blocks that leak on their own, in gradients or by the cuts at which the model does."
@@ -156,7 +156,7 @@ def leaking_gradients(model: nn.Module, ids: Tensor # (1, length) tokens
     found = {block_name(b, i): leakage(f, x) for i, (b, x, f) in enumerate(block_calls(model, ids))}
     return {name: size for name, size in found.items() if not size <= zero_tolerance(model.dtype)}
 
-# %% ../../nbs/05_audit/02_every_cut.ipynb #64ece829
+# %% ../../nbs/05_audit/02_every_cut.ipynb #6eb23a39
 def check_causality(model: nn.Module, # a causal language model of transformers
                     reader: ModelReader, # in that mode
                     training: bool, # mode to put the model in
@@ -165,14 +165,14 @@ def check_causality(model: nn.Module, # a causal language model of transformers
     "Whether an output depends on a later token, on another row, or on what was read before; and in which block."
     model.train(training)
     length, trained = reader.texts.shape[1], reader.rows
-    rows = min(trained, max(2, tokens // (4 * length)))
+    rows = min(trained, max(2, tokens // (12 * length))) # five batches are read beside those of the cuts
     most = -(-max(1, tokens // length) // rows) * rows # so that all rows of a batch are used
     reader = replace(reader, rows=rows)
     cuts, allowed = spread_cuts(length, most, seed=int(training)), reader.allowed
     with torch.set_grad_enabled(training):
         effects = reader_effects(model, reader, cuts)
         seen = leaking_blocks(model, reader, effects, allowed)
-    leaks = leaking_gradients(model, reader.texts[:1]) | seen
+    leaks = leaking_gradients(model, reader.texts[:1, :96]) | seen
     called = model_leakage(model, reader.texts[:1, :96])
     spread = "" if len(cuts) == length - 1 else (
         f", spread; a leak at {leak_found(len(cuts)):.1%} of the cuts is found with 99 %")
