@@ -11,8 +11,8 @@ import torch
 from torch import nn, Tensor
 from ..core.commands import one_line
 from .checks import run_check, seed_torch, undisturbed
-from .causality import (
-    check_cached_mode, check_causality, random_tokens, relative_size, zero_tolerance)
+from .causality import check_cached_mode, random_tokens, relative_size, zero_tolerance
+from .every_cut import affordable_tokens, check_causality, plain_reader
 from .reach import check_recurrence
 
 # %% ../../nbs/05_audit/04_model_audit.ipynb #b9c20bd0
@@ -83,14 +83,18 @@ def check_documents(model: nn.Module, ids: Tensor # (1, length) tokens
 # %% ../../nbs/05_audit/04_model_audit.ipynb #9610785c
 def audit_model(model: nn.Module, # a causal language model of transformers, whole on its device
                 length: int = 72, # tokens to try it on
-                steps: int = 8 # of them read one at a time from the cache
+                steps: int = 8, # of them read one at a time from the cache
+                readers: tuple|None = None, # in training and evaluation mode; None: `plain_reader`, on random tokens
+                tokens: int|None = None # that each of the two checks of causality reads; None: `affordable_tokens`
                ) -> list: # of `Finding`
-    "All checks of a model, on random tokens; weights, modes and random numbers stay as they are."
+    "All checks of a model; weights, modes and random numbers stay as they are."
     with undisturbed(model):
         ids = random_tokens(model, length)
         seed_torch(ids.device)
-        return [run_check("causality (training)", check_causality, model, ids, True),
-                run_check("causality (evaluation)", check_causality, model, ids, False),
+        tokens = affordable_tokens(model, head=readers is None) if tokens is None else tokens
+        training, evaluation = readers or [plain_reader(model, length)] * 2
+        return [run_check("causality (training)", check_causality, model, training, True, tokens),
+                run_check("causality (evaluation)", check_causality, model, evaluation, False, tokens),
                 run_check("cached mode", check_cached_mode, model, ids, steps),
                 run_check("recurrence", check_recurrence, model, ids),
                 run_check("dropout", check_dropout, model, ids),

@@ -17,6 +17,7 @@ from ..core.files import read_json, save_json
 from ..core.runs import BETTER_THAN_5GRAM
 from .checks import Finding, run_check, undisturbed
 from .contamination import ngram_hashes, split_tokens, token_codes
+from .every_cut import affordable_tokens
 
 # %% ../../nbs/05_audit/06_sanity.ipynb #1a85858d
 def ngram_loss(train: np.ndarray, # tokens to count
@@ -165,10 +166,11 @@ def _stack(batches): return tuple(torch.cat(t) for t in zip(*batches))
 
 def check_train_and_validation(model: nn.Module, data, # as `load_data` returns it
                                seed: int = 0, # of the run
-                               tokens: int = 4096 # on each side, at most 64 windows
+                               tokens: int = 4096 # to read in all, in at least 4 windows on each side
                               ) -> tuple: # verdict, evidence
     "Whether the model is better on validation than on training windows by more than chance."
-    n = max(4, min(64, tokens // data.cfg.length, data.n_val_windows, data.n_train_windows))
+    most = 4096 if data.windows is not None else 256 # dialogs are as wide as the longest of them
+    n = max(4, min(most, tokens // (2 * data.cfg.length), data.n_val_windows, data.n_train_windows))
     together = max(1, 2048 // data.cfg.length)
     starts = [i * data.n_val_windows // n for i in range(n)] # evenly spread
     val = [data.val_batch(a, a + 1) for a in starts]
@@ -178,7 +180,7 @@ def check_train_and_validation(model: nn.Module, data, # as `load_data` returns 
     error = math.sqrt(held.var(ddof=1) / len(held) + seen.var(ddof=1) / len(seen))
     gap = seen.mean() - held.mean()
     said = (f"{held.mean():.4f} nats a token on {len(held)} validation windows, {seen.mean():.4f} on {len(seen)} "
-            f"training windows, error of the difference {error:.4f}")
+            f"training windows, error of the difference {error:.4f}: a gap of {5 * error:.2g} is noticed")
     if gap <= 5 * error: return "pass", said
     return "fail", f"validation is better than training by {gap / max(error, 1e-9):.1f} errors (allowed 5): {said}"
 
@@ -230,7 +232,8 @@ def audit_result(summary: dict, # of the run
                  train: dict, # its training settings
                  data=None, # its data, if at hand
                  model: nn.Module|None = None, # its trained model, whole, if at hand
-                 limit: int = 2**21 # training tokens that the 5-gram counts
+                 limit: int = 2**21, # training tokens that the 5-gram counts
+                 tokens: int|None = None # of training and validation text that the model reads; None: in a quick check
                 ) -> list: # of `Finding`
     "All checks of a finished run."
     from_checkpoint = bool(train.get("init_from"))
@@ -241,7 +244,9 @@ def audit_result(summary: dict, # of the run
                 run_check("accuracy", check_accuracy, summary)]
     if model is not None and data is not None:
         with undisturbed(model):
-            findings.append(run_check("train and validation", check_train_and_validation, model, data, train["seed"]))
+            tokens = affordable_tokens(model, head=True) if tokens is None else tokens
+            findings.append(run_check("train and validation", check_train_and_validation, model, data, train["seed"],
+                                      tokens))
     else: findings.append(Finding("train and validation", "not checked", "weights or data are not at hand"))
     return findings + [run_check("repetition", lambda: check_repetition(summary["epochs"])),
                        run_check("early stopping", check_early_stopping, train, summary)]

@@ -263,8 +263,8 @@ def clear_run(run, # folder of the run
              ):
     "Delete the record of a run, its summary first. Locks stay, and what is not in the table above."
     run = Path(run)
-    for name in ("summary.json checkpoints init_from start val_windows.npz metrics.jsonl bad_steps.jsonl wandb_id "
-                 "config.json").split(): _delete(run/name)
+    for name in ("summary.json audit.json checkpoints init_from start val_windows.npz metrics.jsonl bad_steps.jsonl "
+                 "wandb_id config.json").split(): _delete(run/name)
     for rest in run.glob(".*.tmp"): _delete(rest) # of a write that a death interrupted
     for f in (run/"wandb").glob("*run-*") if keep else [run/"wandb"]:
         if f.name != keep: _delete(f)
@@ -277,7 +277,7 @@ def cut_run(run, # folder of the run
            ):
     "Delete the results of a run, its summary first, and the checkpoints after a step."
     run = Path(run)
-    for name in "summary.json", "val_windows.npz": (run/name).unlink(missing_ok=True)
+    for name in "summary.json", "audit.json", "val_windows.npz": (run/name).unlink(missing_ok=True)
     best = run/"checkpoints"/"best.json"
     if best.exists() and read_json(best)["step"] > step: best.unlink()
     for folder in list_checkpoints(run):

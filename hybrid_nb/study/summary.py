@@ -9,7 +9,7 @@ __all__ = ['most_named', 'study_comparison', 'without_outliers', 'pair_differenc
 
 # %% ../../nbs/07_study/12_summary.ipynb #afb7f624
 import math
-import numpy as np, pandas as pd
+import pandas as pd
 from ..core.runs import BETTER_THAN_5GRAM, read_document_sources, read_document_sums
 from .stats import compare_patterns, Comparison, outlying_runs, run_label
 from .tables import bare_pattern
@@ -20,8 +20,6 @@ def study_comparison(runs # as from `load_runs` or `read_wandb_csv`
     "All pairs of patterns, by the seeds and documents that the finished runs have."
     done = runs[(runs.status == "finished") & runs.final_val_loss.notna()]
     nats, tokens = read_document_sums(done.path)
-    if nats is not None and np.abs(nats.sum(1)/tokens.sum() - done.final_val_loss).max() > .01:
-        nats = tokens = None  # of another evaluation
     sources = None if nats is None else read_document_sources(done.path.iloc[0])
     return compare_patterns(done.pattern.tolist(), done.final_val_loss, nats, tokens, sources)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.files import why_no_folder
 from ..core.runs import last_metrics, load_config, read_object, read_summary, resumable, run_state
+from ..core.verdict_file import run_fault
 from .stats import run_label
 
 # %% ../../nbs/07_study/10_tables.ipynb #00b13a2e
@@ -21,7 +22,10 @@ def load_run(run # folder of the run
     run = Path(run)
     row = dict(name=run.name, study=run.parent.name) | run_state(run) | dict(path=str(run))
     if row["status"] == "finished":
-        return row | {k: math.nan if v is None else v for k, v in read_summary(run).items()}
+        summary = read_summary(run)
+        if not (fault := run_fault(run, summary)):
+            return row | {k: math.nan if v is None else v for k, v in summary.items()}
+        row |= dict(status="broken", error=f"{run}: {fault}; its results are refused")
     config, last = load_config(run), last_metrics(run)
     if row["status"] == "stopped": row["stopped"] = read_object(run/"stopped.json")
     row |= {k: config[k] for k in ("name", "pattern", "seed") if k in config}

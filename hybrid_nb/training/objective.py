@@ -8,7 +8,7 @@ __all__ = ['Objective']
 # %% ../../nbs/06_training/03_objective.ipynb #3a5f7d71
 import inspect
 from torch import nn, Tensor
-from ..mixers.segments import Segments, text_segments
+from ..mixers.segments import text_segments
 from ..models.cache import WindowState
 from ..models.context_config import ContextConfig
 from ..models.losses import head_cross_entropy, head_nats
@@ -36,10 +36,10 @@ class Objective(nn.Module):
                 state: dict|None = None # with `stateful`: what the windows before left, empty at the beginning
                ) -> tuple: # nats, correct predictions and, if given a state, the new one; see below without targets
         "Loss and correct predictions; without `targets` the token with the highest logit, (batch, length)."
-        said = {} if self.document_start is None else dict(segments=self.segments(input_ids))
-        if targets is None: return self.model(input_ids=input_ids, use_cache=False, **said).logits.argmax(-1)
+        if targets is None:
+            return self.model(input_ids=input_ids, use_cache=False, **self.borders(input_ids)).logits.argmax(-1)
         extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
-        out, left = self.read(input_ids, state, **said, **dict(auxiliary=True) if extra else {})
+        out, left = self.hidden(input_ids, state)
         if each:
             found = head_nats(out.last_hidden_state, self.model.get_output_embeddings(), targets)
             return found if state is None else (*found, left)
@@ -47,9 +47,15 @@ class Objective(nn.Module):
         if extra: nats = nats + extra * out.reconstruction_loss * (targets != -100).sum() # a mean over tokens
         return (nats / count, correct) if state is None else (nats / count, correct, left)
 
-    def segments(self, input_ids) -> Segments:
-        "Which document each token belongs to."
-        return text_segments(1 + (input_ids == self.document_start).cumsum(1), padded=False)
+    def borders(self, input_ids) -> dict: # with documents apart `segments`: which document each token belongs to
+        "What a model is told about the documents in its rows."
+        if self.document_start is None: return {}
+        return dict(segments=text_segments(1 + (input_ids == self.document_start).cumsum(1), padded=False))
+
+    def hidden(self, input_ids, state: dict|None = None) -> tuple: # output, new state or None
+        "All of `forward` before the head, as in training or evaluation."
+        extra = self.training and getattr(self.model.config, "reconstruction_weight", 0)
+        return self.read(input_ids, state, **self.borders(input_ids), **dict(auxiliary=True) if extra else {})
 
     def read(self, input_ids, state, **extra) -> tuple: # output, new state or None
         "The output of the stack without its head, and what it leaves for the next window."

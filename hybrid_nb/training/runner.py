@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
-import torch
+import numpy as np, torch
 from accelerate import PartialState
 from filelock import Timeout
 from transformers import AutoModelForCausalLM
@@ -21,6 +21,7 @@ from ..core.commands import load_plugin
 from ..core.files import find_corruption, read_json
 from ..core.memory import keep_memory
 from ..core.runs import checkpoint_step, list_checkpoints, rename_old, run_lock, save_windows
+from ..core.verdict_file import record_fault, save_verdict
 from ..models.config import HybridConfig
 from ..data.corpora import DataConfig
 from ..data.loading import load_data
@@ -281,5 +282,8 @@ def measure_windows(run_dir, # of a finished run
     if not abs(loss - summary["final_val_loss"]) < 5e-3: # the precision of the run may have been another
         raise ValueError(f"{run_dir}: its last checkpoint has a loss of {loss:.4f} on these data, its summary says "
                          f"{summary['final_val_loss']:.4f}: the corpus is not the one it was")
+    if record_fault(summary, parts): parts["again"] = np.array(True) # another precision
     save_windows(parts, run_dir)
+    if (run_dir/"audit.json").exists():
+        save_verdict(run_dir, summary, read_json(run_dir/"audit.json")["findings"], saved[-1])
     return parts

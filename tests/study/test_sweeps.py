@@ -50,11 +50,11 @@ from hybrid_nb.models.registry import register
 class Average(torch.nn.Module):
     def __init__(self, config, layer_idx=None):
         super().__init__()
-        self.weight, self.calls = torch.nn.Parameter(torch.ones(config.hidden_size)), 0
+        self.weight, self.steps = torch.nn.Parameter(torch.ones(config.hidden_size)), set()
 
     def forward(self, x, cache=None, segments=None, **context):
-        self.calls += self.training and torch.is_grad_enabled() # the audit before the first step has no gradients
-        if self.calls > 8 and Path("fail").exists(): raise RuntimeError("the mixer broke")
+        if self.training: self.steps.add(self.weight.detach().sum().item()) # each step has other weights
+        if len(self.steps) > 8 and Path("fail").exists(): raise RuntimeError("the mixer broke")
         return self.weight*(x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])/2
 '''
 

@@ -10,7 +10,7 @@ from hybrid_nb.training.devices import cpu_threads
 from hybrid_nb.training.runner import run_threads
 from safetensors.torch import load_file
 
-AUDITS = 19 # checks of a run
+AUDITS = 21 # checks of a run
 
 
 def agree(want, got):

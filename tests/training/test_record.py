@@ -14,12 +14,12 @@ def test_verdicts(summary):
     found = {f["check"]: f["verdict"] for f in summary["audit"] if f["verdict"] != "pass"}
     assert found == {"better than a 5-gram": "warn"} | ({"repetition": "warn"} if summary["epochs"] > 4 else {})
     assert "hardly trained: " in describe_summary(summary)
-    assert len(summary["audit"]) == 19 and "FAILED" not in describe_summary(summary)
+    assert len(summary["audit"]) == 21 and "FAILED" not in describe_summary(summary)
 
 
 def test_audits_change_no_number(tmp_path, configs, calm, summary, monkeypatch):
     monkeypatch.setattr(trainer, "audit_start", lambda trainer: [])
-    monkeypatch.setattr(record, "audit_end", lambda trainer, summary: [])
+    monkeypatch.setattr(record, "audit_end", lambda trainer, summary, parts: [])
     plain = train(*configs, tmp_path/"plain", progress=False)
     assert plain["audit"] == [] and lines(tmp_path/"plain") == lines(calm)
     assert plain["final_val_loss"] == summary["final_val_loss"]

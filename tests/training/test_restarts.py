@@ -33,7 +33,7 @@ def state_of(run):
 def go(settings, tmp_path, monkeypatch):
     "A function that trains in `tmp_path/name`, without audits."
     monkeypatch.setattr(trainer, "audit_start", lambda trainer: [])
-    monkeypatch.setattr(record, "audit_end", lambda trainer, summary: [])
+    monkeypatch.setattr(record, "audit_end", lambda trainer, summary, parts: [])
     settings |= SHORT
     data = load_data(split_settings(**settings)[1], progress=False)
     def go(name="run", keywords=None, **more):
