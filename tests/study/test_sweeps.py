@@ -53,13 +53,13 @@ class Average(torch.nn.Module):
         self.weight, self.steps = torch.nn.Parameter(torch.ones(config.hidden_size)), set()
 
     def forward(self, x, cache=None, segments=None, **context):
-        if self.training: self.steps.add(self.weight.detach().sum().item()) # each step has other weights
-        if len(self.steps) > 8 and Path("fail").exists(): raise RuntimeError("the mixer broke")
+        if self.training: self.steps.add(self.weight.detach().numpy().tobytes()) # steps have other weights
+        if len(self.steps) > 7 and Path("fail").exists(): raise RuntimeError("the mixer broke")
         return self.weight*(x + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])/2
 '''
 
 def test_failing_runs_then_a_complete_study(tmp_path):
-    "Two patterns, two seeds; a mixer from a user's notebook fails at step 9, is mended, and the sweep goes on."
+    "Two patterns, two seeds; a mixer from a user's notebook fails before step 10, is mended, and the sweep goes on."
     code = "%matplotlib inline", "!echo a", mixer, "%%bash\necho b", "display(Average)", "#| eval: false\n1/0"
     cells = [nbf.v4.new_markdown_cell("# My mixer"), *map(nbf.v4.new_code_cell, code)]
     nbf.write(nbf.v4.new_notebook(cells=cells), tmp_path/"my_mixer.ipynb")
