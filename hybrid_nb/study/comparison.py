@@ -92,7 +92,7 @@ def setting_changes(a, # runs of the first study
 def comparison_record(a, # runs of the first study
                       b, # runs of the second
                       title: str # of the report
-                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, groups, refused, table …
+                     ) -> dict: # title, studies, claim, evidence, verdict, basis, documents, groups, table, changed, …
     "The content of a comparison's report, ready for JSON."
     table = compare_studies(a, b)
     names = [r.study.iloc[0] for r in (a, b)]

@@ -161,7 +161,8 @@ def _squared_bounds(free): return student_bound(_levels, free)**2
 
 def _welch(own, n, a, b, v, groups, difference, level) -> tuple: # half widths and p of each pair
     "Each pair by its own variances; a pattern with one seed has none, so nothing is known of its pairs."
-    k = math.sqrt(np.bincount(np.concatenate([a, b])).max(initial=1))
+    k = np.bincount(np.concatenate([a, b])).max(initial=1) # pairs of one pattern, whose errors largely come together
+    k = math.sqrt(k) if k > 1 else max(1, len(a)) # pairs that share no pattern err each by itself
     wanted, of_documents = 1 - (1 - level)/k, max(groups - 1, 1)
     half, p, squared = np.full(len(a), np.inf), np.ones(len(a)), _squared_bounds(of_documents)
     documents = student_bound(wanted, of_documents)
@@ -169,7 +170,7 @@ def _welch(own, n, a, b, v, groups, difference, level) -> tuple: # half widths a
         if min(n[x], n[y]) < 2: continue
         parts = own[[x, y]] / n[[x, y]]
         seeds = parts.sum()
-        free = seeds**2 / (parts**2 / (n[[x, y]] - 1)).sum() if seeds > 0 else 1.
+        free = seeds**2 / (parts**2 / (n[[x, y]] - 1)).sum() if seeds > 0 and n[x] == n[y] else min(n[x], n[y]) - 1
         free = math.floor(100*free + 1e-6) / 100
         half[i] = math.sqrt(student_bound(wanted, free)**2 * seeds + documents**2 * v[i])
         bounds = np.sqrt(_squared_bounds(free) * seeds + squared * v[i])

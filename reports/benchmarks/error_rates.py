@@ -38,7 +38,7 @@ def main(studies, jobs, out):
     cells = [(i, name, p, s, studies) for i, name in enumerate(departures | beyond) for p in PATTERNS for s in SEEDS]
     sides = [(p, scale, *side, studies) for p in (2, 6) for scale in (1., 10.) for side in SIDES]
     with Pool(jobs) as pool:
-        rates = [*pool.imap(one_study, cells)]
+        rates = pool.map(one_study, cells, chunksize=1)
         two = pool.map(two_studies, sides, chunksize=1)
     for r in rates: print(f"{r['departure']}, {r['patterns']} patterns × {r['seeds']} seeds: {r['false']:.3f}")
     found = dict(studies=studies, seconds=round(time.time() - start), jobs=jobs, numpy=np.__version__, rates=rates,

@@ -22,7 +22,7 @@ def test_sums_of_the_final_evaluation(outcome):
     sums = dict(np.load(run/"val_windows.npz"))
     assert abs(sums["nats"].sum() / sums["tokens"].sum() - summary["final_val_loss"]) < 1e-12
     assert abs(sums["correct"].sum() / sums["tokens"].sum() - summary["val_accuracy"]) < 1e-12
-    assert set(sums) == set("window document first tokens nats correct".split())
+    assert set(sums) == set("window document first tokens source nats correct".split())
 
 
 @pytest.mark.parametrize("settings", [{}, dict(stateful=True, pattern="M"), dict(corpus="chat-demo", length=96)])
