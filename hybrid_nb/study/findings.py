@@ -131,7 +131,8 @@ def _evidence(runs, c: Comparison) -> str:
         among = f" in {c.groups} {groups_of[c.grouped]}" if c.groups < c.documents else ""
         parts.append(f"all were evaluated on the same {plural(c.documents, 'validation document')}{among}")
     if n > 1 and c.basis != "nothing":
-        tied = [name_patterns(g) for g in groups.values() if len(g) > 1] or ["none"]
+        tied = [name_patterns(g) for g in groups.values() if len(g) > 1]
+        tied = tied or ["none" if groups else "too many sets to list"]
         tied = "; ".join(tied[:3]) + (f"; and {len(tied) - 3} more groups (see the table)" if len(tied) > 3 else "")
         parts.append(f"{plural(int(c.pairs.different.sum()), 'pair')} of {len(c.pairs)} differ; "
                      f"not distinguishable: {tied}")
