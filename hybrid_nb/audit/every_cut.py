@@ -89,7 +89,7 @@ def plain_reader(model: nn.Module, # a causal language model of transformers
     return ModelReader(read, random_tokens(model, length, 4), rows, allowed=zero_tolerance(model.dtype))
 
 # %% ../../nbs/05_audit/02_every_cut.ipynb #0d4aa71c
-QUICK = 8e10 # multiplications: about eight seconds of a core
+QUICK = 3e10 # multiplications: about three seconds of a core
 
 def affordable_tokens(model: nn.Module, head: bool = False # are logits computed, too?
                      ) -> int:

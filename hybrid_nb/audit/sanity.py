@@ -244,7 +244,7 @@ def audit_result(summary: dict, # of the run
                 run_check("accuracy", check_accuracy, summary)]
     if model is not None and data is not None:
         with undisturbed(model):
-            tokens = affordable_tokens(model, head=True) if tokens is None else tokens
+            tokens = affordable_tokens(model, head=True) // 2 if tokens is None else tokens
             findings.append(run_check("train and validation", check_train_and_validation, model, data, train["seed"],
                                       tokens))
     else: findings.append(Finding("train and validation", "not checked", "weights or data are not at hand"))

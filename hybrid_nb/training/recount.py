@@ -146,5 +146,5 @@ def audit_record(model, # loaded from the last checkpoint of a run; None: there 
     if parts is None: return [Finding(k, "not checked", "the run has no val_windows.npz") for k in record_checks]
     found = [run_check("record", check_record, summary, parts, data, train.get("final_eval_tokens", 0))]
     if model is None: return found + [Finding("recount", "not checked", "there are no weights of the last step")]
-    tokens = affordable_tokens(model, head=True)
+    tokens = affordable_tokens(model, head=True) // 2
     return found + [run_check("recount", check_recount, model, data, parts, tokens, train.get("precision", "fp32"))]
