@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 from .cpu_common import (
-    exp2, f4, flat, jit, LANES, lanes, larger, load, LOG2E, of_one_type, run_blocks, store, total)
+    exp2, f4, flat, greatest, jit, LANES, lanes, larger, load, LOG2E, of_one_type, run_blocks, store, total)
 from .segments import Segments
 
 # %% ../../nbs/02_mixers/11_attention_cpu.ipynb #d126fc1c
@@ -32,19 +32,6 @@ def _within(context, v, j, lo, hi, other):
         after, before = builder.icmp_signed(">=", number, place(lo)), builder.icmp_signed("<=", number, place(hi))
         return builder.select(builder.and_(after, before), v, spread(other))
     return v(v, types.intp, types.intp, types.intp, types.float32), code
-
-@intrinsic
-def _greatest(context, v):
-    "The largest lane; NaN if one is."
-    def code(context, builder, sig, args):
-        [x], n = args, LANES
-        while n > 1:
-            n //= 2
-            half = lambda k: ir.Constant(ir.VectorType(_i32, n), list(range(k, k + n)))
-            x, rest = (builder.shuffle_vector(x, x, half(k)) for k in (0, n))
-            x = builder.select(builder.fcmp_unordered(">", rest, x), rest, x)
-        return builder.extract_element(x, ir.Constant(_i32, 0))
-    return types.float32(v), code
 
 # %% ../../nbs/02_mixers/11_attention_cpu.ipynb #4538d088
 @jit
@@ -79,7 +66,7 @@ def _scores(Q, KT, P, t, f0, f1, f2, f3, lo, n, d, width):
         a2, a3 = _within(a2, j, f2, t+2, _low), _within(a3, j, f3, t+3, _low)
         store(P, j, a0); store(P, width + j, a1); store(P, 2*width + j, a2); store(P, 3*width + j, a3)
         m0, m1, m2, m3 = larger(m0, a0), larger(m1, a1), larger(m2, a2), larger(m3, a3)
-    return _greatest(m0), _greatest(m1), _greatest(m2), _greatest(m3)
+    return greatest(m0), greatest(m1), greatest(m2), greatest(m3)
 
 @jit
 def _softmax(P, at, lo, stop, m):

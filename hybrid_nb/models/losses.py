@@ -34,7 +34,7 @@ def _nats_and_error(z: Tensor, # (tokens, words) logits in float32; becomes p - 
 # %% ../../nbs/03_models/01_losses.ipynb #bf417445
 def _row_kernel(z):
     "The compiled kernel for these logits, or None."
-    if z.device.type != "cpu" or z.dtype != torch.bfloat16 or not has_cpu_kernel(): return None
+    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.bfloat16) or not has_cpu_kernel(): return None
     from hybrid_nb.models.losses_cpu import loss_rows_cpu
     return loss_rows_cpu
 
