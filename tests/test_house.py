@@ -94,6 +94,12 @@ def test_a_public_name_is_defined_once():
     none(f"{name} in {where}" for name, where in homes.items() if len(where) > 1)
 
 
+def test_no_name_is_one_that_jupyter_writes():
+    "Where a notebook is run cell by cell, `_16` and `_i16` are the output and the input of its cell 16."
+    none(f"{m}: {n.id}" for m, tree in modules.items() for n in nodes(tree, ast.Name)
+         if isinstance(n.ctx, ast.Store) and re.fullmatch(r"_i?\d+|_i+|__+|_[iod]h", n.id))
+
+
 def code_cells(notebook):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]

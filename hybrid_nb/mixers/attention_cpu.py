@@ -16,19 +16,19 @@ from .cpu_common import (
 from .segments import Segments
 
 # %% ../../nbs/02_mixers/11_attention_cpu.ipynb #d126fc1c
-_i32 = ir.IntType(32)
+_int32 = ir.IntType(32)
 
 @intrinsic
 def _within(context, v, j, lo, hi, other):
     "The lanes of keys `lo` to `hi`, if the first lane is key `j`; `other` in the rest."
     def code(context, builder, sig, args):
         v, j, lo, hi, other = args
-        number = ir.Constant(ir.VectorType(_i32, LANES), list(range(LANES)))
+        number = ir.Constant(ir.VectorType(_int32, LANES), list(range(LANES)))
         def spread(x):
             empty = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
-            return builder.shuffle_vector(builder.insert_element(empty, x, ir.Constant(_i32, 0)), empty,
+            return builder.shuffle_vector(builder.insert_element(empty, x, ir.Constant(_int32, 0)), empty,
                                           ir.Constant(number.type, [0] * LANES))
-        def place(x): return spread(builder.trunc(builder.sub(x, j), _i32))
+        def place(x): return spread(builder.trunc(builder.sub(x, j), _int32))
         after, before = builder.icmp_signed(">=", number, place(lo)), builder.icmp_signed("<=", number, place(hi))
         return builder.select(builder.and_(after, before), v, spread(other))
     return v(v, types.intp, types.intp, types.intp, types.float32), code

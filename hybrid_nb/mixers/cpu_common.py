@@ -26,7 +26,7 @@ def jit(f: Callable) -> Callable: # compiled at its first call, for the types of
 
 # %% ../../nbs/02_mixers/02_cpu_common.ipynb #f2d34202
 LANES = 16 # numbers in a `Lanes`
-_f32, _i32, _i16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+_float32, _int32, _int16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 
 def _vector(t): return ir.VectorType(t, LANES)
 
@@ -38,7 +38,7 @@ _lanes = Lanes()
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager, fe_type): super().__init__(manager, fe_type, _vector(_f32))
+    def __init__(self, manager, fe_type): super().__init__(manager, fe_type, _vector(_float32))
 
 def _constant(v, like): # an integer as a constant of the LLVM type `like`
     return ir.Constant(like, [v] * LANES if isinstance(like, ir.VectorType) else v)
@@ -46,8 +46,8 @@ def _constant(v, like): # an integer as a constant of the LLVM type `like`
 def _spread(builder, x):
     "A number as a vector of 16."
     empty = ir.Constant(_vector(x.type), ir.Undefined)
-    first = builder.insert_element(empty, x, ir.Constant(_i32, 0))
-    return builder.shuffle_vector(first, empty, _constant(0, _vector(_i32)))
+    first = builder.insert_element(empty, x, ir.Constant(_int32, 0))
+    return builder.shuffle_vector(first, empty, _constant(0, _vector(_int32)))
 
 def _same_kind(builder, types_, args):
     "Numbers become vectors if there is a vector among `args`."
@@ -98,19 +98,19 @@ def load(context, a, i):
     half = a.dtype == types.uint16
     def code(context, builder, sig, args):
         p = _pointer(context, builder, sig.args[0], *args)
-        t = _vector(_i16 if half else _f32)
+        t = _vector(_int16 if half else _float32)
         v = builder.load(builder.bitcast(p, t.as_pointer()), align=2 if half else 4)
         if not half: return v
-        wide = builder.zext(v, _vector(_i32))
-        return builder.bitcast(builder.shl(wide, _constant(16, wide.type)), _vector(_f32))
+        wide = builder.zext(v, _vector(_int32))
+        return builder.bitcast(builder.shl(wide, _constant(16, wide.type)), _vector(_float32))
     return _lanes(a, types.intp), code
 
 def _bf16_bits(builder, v):
-    bits = builder.bitcast(v, _vector(_i32))
+    bits = builder.bitcast(v, _vector(_int32))
     c = lambda k: _constant(k, bits.type)
     odd = builder.and_(builder.lshr(bits, c(16)), c(1))
     up = builder.lshr(builder.add(builder.add(bits, c(0x7fff)), odd), c(16))
-    return builder.trunc(builder.select(builder.fcmp_unordered("uno", v, v), c(0x7fc0), up), _vector(_i16))
+    return builder.trunc(builder.select(builder.fcmp_unordered("uno", v, v), c(0x7fc0), up), _vector(_int16))
 
 @intrinsic
 def store(context, a, i, v):
@@ -130,7 +130,7 @@ def number(context, a, i):
     half = a.dtype == types.uint16
     def code(context, builder, sig, args):
         x = builder.load(_pointer(context, builder, sig.args[0], *args))
-        return builder.bitcast(builder.shl(builder.zext(x, _i32), _constant(16, _i32)), _f32) if half else x
+        return builder.bitcast(builder.shl(builder.zext(x, _int32), _constant(16, _int32)), _float32) if half else x
     return types.float32(a, types.intp), code
 
 @intrinsic
@@ -139,7 +139,7 @@ def set_number(context, a, i, x):
     half = a.dtype == types.uint16
     def code(context, builder, sig, args):
         array, i, x = args
-        if half: x = builder.extract_element(_bf16_bits(builder, _spread(builder, x)), ir.Constant(_i32, 0))
+        if half: x = builder.extract_element(_bf16_bits(builder, _spread(builder, x)), ir.Constant(_int32, 0))
         builder.store(x, _pointer(context, builder, sig.args[0], array, i))
         return context.get_dummy_value()
     return types.void(a, types.intp, types.float32), code
@@ -154,9 +154,9 @@ def _in_pairs(builder, x, join):
     n = LANES
     while n > 1:
         n //= 2
-        half = lambda k: ir.Constant(ir.VectorType(_i32, n), list(range(k, k + n)))
+        half = lambda k: ir.Constant(ir.VectorType(_int32, n), list(range(k, k + n)))
         x = join(*(builder.shuffle_vector(x, x, half(k)) for k in (0, n)))
-    return builder.extract_element(x, ir.Constant(_i32, 0))
+    return builder.extract_element(x, ir.Constant(_int32, 0))
 
 @intrinsic
 def total(context, v):
@@ -190,7 +190,7 @@ def _nearest(context, x):
 def _power_of_two(context, r):
     "2**r of a whole number from -127 (then it is 0) to 128 (then infinite), by its bits."
     def code(context, builder, sig, args):
-        t = _vector(_i32) if isinstance(args[0].type, ir.VectorType) else _i32
+        t = _vector(_int32) if isinstance(args[0].type, ir.VectorType) else _int32
         exponent = builder.add(builder.fptosi(args[0], t), _constant(127, t))
         return builder.bitcast(builder.shl(exponent, _constant(23, t)), args[0].type)
     return _result(r)(r), code
