@@ -10,7 +10,7 @@ __all__ = ['headline', 'equal_budgets', 'format_budgets', 'size_classes', 'budge
 import json, math
 import pandas as pd
 from ..core.runs import load_config
-from .stats import compare_patterns, Comparison
+from .stats import compare_patterns, Comparison, most_groups
 from .learning_curves import at_cost, extrapolate_like, pareto
 from .tables import load_curves, load_recall, study_settings
 from .summary import (
@@ -127,7 +127,8 @@ def _evidence(runs, c: Comparison) -> str:
         parts.append(f"seeds of one pattern differ by {c.sd:.4f} nats "
                      f"(standard deviation, {plural(c.free, 'degree')} of freedom)")
     if c.documents:
-        groups_of = dict(source="sources", block="blocks of neighbours, since sources are not known")
+        groups_of = dict(source="sources" if c.groups < most_groups else "groups of sources",
+                         block="blocks of neighbours, since sources are not known")
         among = f" in {c.groups} {groups_of[c.grouped]}" if c.groups < c.documents else ""
         parts.append(f"all were evaluated on the same {plural(c.documents, 'validation document')}{among}")
     if n > 1 and c.basis != "nothing":
