@@ -33,15 +33,20 @@ def _check_same_documents(both):
         raise ValueError(f"compare: the studies were evaluated on different validation documents ({counts}): "
                          "their losses cannot be compared (give both the same corpus, max_documents and val_fraction)")
 
+def _finished(runs):
+    done = runs[runs.status == "finished"]
+    return done[done.final_val_loss.notna()] if len(done) else done
+
 def compare_studies(a, # runs of the first study, as from `load_runs`
                     b  # runs of the second
                    ) -> pd.DataFrame: # a row a pattern: loss_a, loss_b, difference (b - a), low, high, different, …
     "Each pattern in one study against itself in the other; weak: hardly trained; seeds: of the side that has fewer."
-    a, b = (runs[(runs.status == "finished") & runs.final_val_loss.notna()] for runs in (a, b))
-    shared = [p for p in rank_patterns(a) if p in set(b.pattern)]
+    names, broken = " and ".join(x.study.iloc[0] for x in (a, b)), sum((x.status == "broken").sum() for x in (a, b))
+    a, b = map(_finished, (a, b))
+    shared = [p for p in rank_patterns(a) if p in set(b.pattern)] if len(a) and len(b) else []
     if not shared:
-        names = " and ".join(x.study.iloc[0] if len(x) else "?" for x in (a, b))
-        raise ValueError(f"compare: the studies {names} have no pattern in common that is finished in both")
+        why = f" ({broken} runs are broken; hybrid_report of each study says why)" if broken else ""
+        raise ValueError(f"compare: the studies {names} have no pattern in common that is finished in both{why}")
     _check_comparable(a, b)
     both = pd.concat([a[a.pattern.isin(shared)].assign(side="a"), b[b.pattern.isin(shared)].assign(side="b")],
                      ignore_index=True)

@@ -25,6 +25,12 @@ def set_summary(run, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def set_loss(run, loss, **kw):
+    "Another final loss, in the summary and in the sums by window."
+    set_summary(run, final_val_loss=loss, final_val_perplexity=float(np.exp(loss)))
+    make_windows(run, run.name[:8], loss, **kw)
+
+
 def test_nothing_to_say_of_a_sound_study(study):
     table, card, text = said(study)
     assert not any(w in text for w in ("have between", "Seeds are not", "counted once", "same loss"))
@@ -69,14 +75,13 @@ def test_unequal_seeds(study):
 
 def test_two_seeds_with_the_same_loss(study):
     loss = json.loads((study/"AAAAAAAA-s0"/"summary.json").read_text())["final_val_loss"]
-    set_summary(study/"AAAAAAAA-s1", final_val_loss=loss)
+    set_loss(study/"AAAAAAAA-s1", loss)
     assert "Two seeds of a pattern end at exactly the same loss" in said(study)[2]
 
 
 def test_a_run_that_diverged_is_named_with_both_results(tmp_path):
     study = make_study(tmp_path/"study", seeds=3)
-    set_summary(study/"MMMMMMMM-s2", final_val_loss=9.)
-    make_windows(study/"MMMMMMMM-s2", "MMMMMMMM", 9.)
+    set_loss(study/"MMMMMMMM-s2", 9.)
     table, card, _ = said(study)
     assert "`MMMMMMMM-s2` (9.0000) ended far from the other seeds of its pattern." in card["verdict"]
     found = re.search("With it 0 of 15 pairs differ, without it (\\d+) of 15", card["verdict"])
@@ -109,6 +114,9 @@ def test_two_studies_on_other_documents(study, tmp_path):
     other = make_study(tmp_path/"other", loss=2.35)
     record = comparison_record(load_runs(study), load_runs(other), "Two")
     assert record["basis"] == "seeds and documents"
-    for run in other.iterdir(): make_windows(run, run.name[:8], 2.36, documents=41)
+    for run in other.iterdir(): set_loss(run, 2.36, documents=41)
     with pytest.raises(ValueError, match=r"evaluated on different validation documents \(40 and 41\)"):
+        comparison_record(load_runs(study), load_runs(other), "Two")
+    for run in other.iterdir(): set_summary(run, final_val_loss=2.)
+    with pytest.raises(ValueError, match=r"no pattern in common .* \(12 runs are broken"):
         comparison_record(load_runs(study), load_runs(other), "Two")
