@@ -7,31 +7,10 @@ __all__ = ['first_keys', 'attention_cpu']
 
 # %% ../../nbs/02_mixers/11_attention_cpu.ipynb #f65ce809
 import numpy as np, torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 from .cpu_common import (
-    exp2, f4, flat, greatest, jit, LANES, lanes, larger, load, LOG2E, of_one_type, run_blocks, store, total)
+    exp2, f4, flat, greatest, jit, LANES, lanes, larger, load, LOG2E, of_one_type, run_blocks, store, total, within)
 from .segments import Segments
-
-# %% ../../nbs/02_mixers/11_attention_cpu.ipynb #d126fc1c
-_int32 = ir.IntType(32)
-
-@intrinsic
-def _within(context, v, j, lo, hi, other):
-    "The lanes of keys `lo` to `hi`, if the first lane is key `j`; `other` in the rest."
-    def code(context, builder, sig, args):
-        v, j, lo, hi, other = args
-        number = ir.Constant(ir.VectorType(_int32, LANES), list(range(LANES)))
-        def spread(x):
-            empty = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
-            return builder.shuffle_vector(builder.insert_element(empty, x, ir.Constant(_int32, 0)), empty,
-                                          ir.Constant(number.type, [0] * LANES))
-        def place(x): return spread(builder.trunc(builder.sub(x, j), _int32))
-        after, before = builder.icmp_signed(">=", number, place(lo)), builder.icmp_signed("<=", number, place(hi))
-        return builder.select(builder.and_(after, before), v, spread(other))
-    return v(v, types.intp, types.intp, types.intp, types.float32), code
 
 # %% ../../nbs/02_mixers/11_attention_cpu.ipynb #4538d088
 @jit
@@ -62,8 +41,8 @@ def _scores(Q, KT, P, t, f0, f1, f2, f3, lo, n, d, width):
         for c in range(d):
             k = load(KT, c*width + j)
             a0, a1, a2, a3 = a0 + k*Q[c], a1 + k*Q[d+c], a2 + k*Q[2*d+c], a3 + k*Q[3*d+c]
-        a0, a1 = _within(a0, j, f0, t, _low), _within(a1, j, f1, t+1, _low)
-        a2, a3 = _within(a2, j, f2, t+2, _low), _within(a3, j, f3, t+3, _low)
+        a0, a1 = within(a0, j, f0, t, _low), within(a1, j, f1, t+1, _low)
+        a2, a3 = within(a2, j, f2, t+2, _low), within(a3, j, f3, t+3, _low)
         store(P, j, a0); store(P, width + j, a1); store(P, 2*width + j, a2); store(P, 3*width + j, a3)
         m0, m1, m2, m3 = larger(m0, a0), larger(m1, a1), larger(m2, a2), larger(m3, a3)
     return greatest(m0), greatest(m1), greatest(m2), greatest(m3)
@@ -129,7 +108,7 @@ def _forward(q, q0, q1, q2, k, k0, k1, k2, v, v0, v1, v2, first, y, lse, H, G, L
 @jit
 def _score_grad(P, S, at, a, b, lse, own, j, lo, hi, scale):
     "Probabilities, and gradients of scores times the scale, of 16 keys."
-    p = _within(exp2(a - lse), j, lo, hi, f4(0))
+    p = within(exp2(a - lse), j, lo, hi, f4(0))
     store(P, at + j, p)
     store(S, at + j, p * (b - own) * scale)
 

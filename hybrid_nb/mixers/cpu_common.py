@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANES', 'larger', 'smaller', 'f4', 'LOG2E', 'LN2', 'jit', 'Lanes', 'load', 'store', 'number', 'set_number', 'lanes',
-           'total', 'greatest', 'exp2', 'sigmoid', 'fast_softplus', 'run_blocks', 'as_numpy', 'flat', 'of_one_type',
-           'token_rows', 'copied']
+           'total', 'greatest', 'within', 'exp2', 'sigmoid', 'fast_softplus', 'run_blocks', 'as_numpy', 'flat',
+           'of_one_type', 'token_rows', 'copied']
 
 # %% ../../nbs/02_mixers/02_cpu_common.ipynb #4e0f892d
 import operator, os
@@ -170,6 +170,17 @@ def greatest(context, v):
         def larger(a, b): return builder.select(builder.fcmp_unordered(">", b, a), b, a)
         return _in_pairs(builder, *args, larger)
     return types.float32(v), code
+
+@intrinsic
+def within(context, v, j, lo, hi, other):
+    "The lanes numbered `lo` to `hi`, if the first one is number `j`; `other` in the rest."
+    def code(context, builder, sig, args):
+        v, j, lo, hi, other = args
+        place = ir.Constant(_vector(_int32), list(range(LANES)))
+        def bound(x): return _spread(builder, builder.trunc(builder.sub(x, j), _int32))
+        after, before = (builder.icmp_signed(sign, place, bound(x)) for sign, x in ((">=", lo), ("<=", hi)))
+        return builder.select(builder.and_(after, before), v, _spread(builder, other))
+    return v(v, types.intp, types.intp, types.intp, types.float32), code
 
 # %% ../../nbs/02_mixers/02_cpu_common.ipynb #0c472742
 f4 = np.float32
